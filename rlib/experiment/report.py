@@ -1,0 +1,208 @@
+"""What a run found: rows of measurements, claims with verdicts, figures."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy import stats
+
+Verdict = Literal["held", "not held", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement.
+
+    Fields:
+        method, group: what was measured on what, for example a signal.
+        metric: with its unit, for example "PSNR (dB)".
+        values: one per seed.
+        published: the paper's number where one compares, else None.
+    """
+
+    method: str
+    group: str
+    metric: str
+    values: list[float]
+    published: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation over seeds; 0 for one seed."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, what was measured (mean, 95 % interval over seeds), the bound and the verdict."""
+
+    claim: str
+    measured: float
+    interval: tuple[float, float] | None
+    bound: str
+    verdict: Verdict
+
+
+def judge(
+    sentence: str,
+    values: Sequence[float],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    confidence: float = 0.95,
+) -> Claim:
+    """Judge a bound on a mean by its t interval.
+
+    Args:
+        values: one per seed; for a comparison the paired differences.
+        at_least, at_most: one of them; the bound.
+
+    Returns:
+        "held" if the whole interval meets the bound, "not held" if none of it does,
+        "inconclusive" otherwise and for fewer than two values.
+
+    >>> judge("a beats b", [2.0, 2.1, 1.9], at_least=1.0).verdict
+    'held'
+    """
+    if (at_least is None) == (at_most is None):
+        raise ValueError("give one of at_least and at_most")
+    sample = np.asarray(values, np.float64)
+    if sample.size == 0:
+        raise ValueError(f"no values for the claim {sentence!r}")
+    mean = float(sample.mean())
+    bound = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
+    if sample.size < 2:
+        return Claim(sentence, mean, None, bound, "inconclusive")
+    half = float(
+        stats.t.ppf((1 + confidence) / 2, sample.size - 1)
+        * sample.std(ddof=1)
+        / math.sqrt(sample.size)
+    )
+    low, high = mean - half, mean + half
+    # An upper bound is a lower bound on the negated values.
+    low_, high_, limit = (low, high, at_least) if at_most is None else (-high, -low, -at_most)
+    verdict: Verdict = "inconclusive"
+    if limit is not None and math.isfinite(mean):
+        verdict = "held" if low_ >= limit else "inconclusive" if high_ >= limit else "not held"
+    return Claim(sentence, mean, (low, high), bound, verdict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of an experiment's `main`; `start` fills in the fields after `notes`."""
+
+    rows: list[Row]
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    experiment: str = ""
+    preset: str = ""
+    figures: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, method: str, group: str, metric: str) -> Row:
+        """The row of a measurement."""
+        for row in self.rows:
+            if (row.method, row.group, row.metric) == (method, group, metric):
+                return row
+        raise KeyError((method, group, metric))
+
+    def to_json(self) -> str:
+        content = asdict(self)
+        for row, source in zip(content["rows"], self.rows, strict=True):
+            row |= {"mean": source.mean, "spread": source.spread}
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        content = json.loads(text)
+        rows = [
+            Row(**{k: v for k, v in row.items() if k not in ("mean", "spread")})
+            for row in content["rows"]
+        ]
+        claims = [
+            Claim(**{**claim, "interval": tuple(claim["interval"]) if claim["interval"] else None})
+            for claim in content["claims"]
+        ]
+        return cls(**{**content, "rows": rows, "claims": claims})
+
+    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """(title, head, lines) of each metric, methods down and groups across, then the claims."""
+        made = []
+        for metric in dict.fromkeys(row.metric for row in self.rows):
+            rows = [row for row in self.rows if row.metric == metric]
+            groups = list(dict.fromkeys(row.group for row in rows))
+            cells = {(row.method, row.group): _cell(row) for row in rows}
+            lines = [
+                [method, *(cells.get((method, group), "") for group in groups)]
+                for method in dict.fromkeys(row.method for row in rows)
+            ]
+            if any(row.published is not None for row in rows):
+                metric += ", in brackets the paper's"
+            made.append((metric, ["method", *groups], lines))
+        if self.claims:
+            head = ["claim", "measured", "95 % interval", "bound", "verdict"]
+            made.append(("Claims", head, [_claim_cells(claim) for claim in self.claims]))
+        return made
+
+    def markdown(self) -> str:
+        """The report as Markdown, figures included by their relative paths."""
+        parts = [f"# {self.experiment}, preset {self.preset}"]
+        for title, head, lines in self.tables():
+            parts.append(f"## {title}\n\n" + _markdown_table(head, lines))
+        if self.notes:
+            parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in self.notes))
+        if self.figures:
+            pictures = (f"![{path}]({path})" for path in self.figures)
+            parts.append("## Figures\n\n" + "\n\n".join(pictures))
+        facts = {**{f"{k} (s)": v for k, v in self.seconds.items()}, **self.environment}
+        parts.append("## Environment\n\n" + _markdown_table(["", ""], _facts(facts)))
+        return "\n\n".join(parts) + "\n"
+
+    def show(self, console: Console) -> None:
+        """Print the tables."""
+        for title, head, lines in self.tables():
+            table = Table(title=title, title_justify="left", title_style="bold")
+            for name in head:
+                table.add_column(name, overflow="fold")
+            for line in lines:
+                table.add_row(*(escape(cell) for cell in line))
+            console.print(table)
+        for note in self.notes:
+            console.print(f"- {note}", markup=False, highlight=False)
+
+
+def _cell(row: Row) -> str:
+    digits = 1 if abs(row.mean) >= 10 else 3
+    text = f"{row.mean:.{digits}f}"
+    if len(row.values) > 1:
+        text += f" ± {row.spread:.{digits}f}"
+    return text if row.published is None else f"{text} [{row.published:g}]"
+
+
+def _claim_cells(claim: Claim) -> list[str]:
+    interval = (
+        "" if claim.interval is None else f"{claim.interval[0]:.2f} to {claim.interval[1]:.2f}"
+    )
+    return [claim.claim, f"{claim.measured:.2f}", interval, claim.bound, claim.verdict]
+
+
+def _facts(facts: dict[str, Any]) -> list[list[str]]:
+    return [[name, f"{v:.1f}" if isinstance(v, float) else str(v)] for name, v in facts.items()]
+
+
+def _markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in (head, *lines)]
+    rows.insert(1, " | ".join("---" for _ in head))
+    return "\n".join(f"| {row} |" for row in rows)

@@ -1,0 +1,313 @@
+"""One run of an experiment: its work directory, cache, checkpoints, logs, seeds and figures."""
+
+import dataclasses
+import hashlib
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from rlib.experiment import environment, figures
+from rlib.experiment.config import as_stored
+from rlib.experiment.errors import Stopped, UsageError, unknown
+from rlib.experiment.log import MetricsLog
+from rlib.experiment.progress import ProgressView
+from rlib.experiment.report import Report
+from rlib.experiment.store import Values, WorkDir, decode, encode, write_atomic
+from rlib.parallel import TrainState, make_mesh
+from rlib.training import History, Phase, fit
+
+
+def named_key(seed: int, *names: str) -> jax.Array:
+    """A random key that depends on a seed and names, not on the order in which keys are asked for.
+
+    >>> bool(named_key(0, "a") == named_key(0, "a")), bool(named_key(0, "a") == named_key(0, "b"))
+    (True, False)
+    """
+    digest = hashlib.sha256("/".join(names).encode()).digest()
+    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+
+
+class Run:
+    """What an experiment's `main` gets, from the command line or with no arguments.
+
+    `Run()` writes no files and shows nothing: for notebooks and tests. Several processes call the
+    same methods in the same order; only process 0 touches files.
+
+    Args:
+        workdir: folder to write to and continue from, or None.
+        experiment, preset, config: what the work directory belongs to.
+        seeds: overrides the configuration's number of seeds.
+        only: restricts `select`; empty for all.
+        console: where progress and warnings go, or None.
+    """
+
+    checkpoint_seconds = 30.0
+
+    def __init__(
+        self,
+        workdir: str | None = None,
+        *,
+        experiment: str = "",
+        preset: str = "",
+        config: ConfigDict | None = None,
+        seeds: int | None = None,
+        only: Sequence[str] = (),
+        console: Console | None = None,
+    ):
+        self.experiment, self.preset = experiment, preset
+        self._seeds, self._only, self._console = seeds, tuple(only), console
+        self._first = jax.process_index() == 0
+        self._workdir: WorkDir | None = None
+        self._log: MetricsLog | None = None
+        self._figures: list[str] = []
+        self._stop: int | None = None
+        self._progress = ProgressView(console if self._first else None)
+        self._begun = time.monotonic()
+        if workdir is not None and self._first:
+            stored = as_stored(config) if config is not None else {}
+            identity = {"experiment": experiment, "preset": preset, "config": stored}
+            self._workdir = WorkDir(workdir, identity)
+            self._log = MetricsLog(self._workdir.path)
+
+    # What to compute
+
+    def mesh(self, config: ConfigDict) -> Mesh:
+        """The mesh of a configuration's `mesh` entry."""
+        try:
+            return make_mesh(dict(config.mesh))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def seeds(self, config: ConfigDict) -> range:
+        """The seeds to average over."""
+        count = config.seeds if self._seeds is None else self._seeds
+        if count < 1:
+            raise UsageError(f"seeds={count}: at least one seed is needed")
+        return range(count)
+
+    def select(self, methods: Iterable[str]) -> list[str]:
+        """Those of the methods that `--only` names, in their order; all without it."""
+        every = list(methods)
+        for name in self._only:
+            if name not in every:
+                raise unknown("method in --only", name, every)
+        return [name for name in every if not self._only or name in self._only]
+
+    # Units of work
+
+    def plan(self, costs: Mapping[str, float]) -> None:
+        """Announce all units of work and their relative costs; again when more is known."""
+        self._progress.plan(dict(costs))
+
+    def cached(self, unit: str, compute: Callable[[], Mapping[str, Any]]) -> Values:
+        """The stored result of a unit of work, or its computation, then stored atomically.
+
+        Args:
+            unit: a name such as "fit/high/winner/seed0", unique in the run.
+            compute: returns a nested dictionary of arrays, numbers and strings.
+        """
+        self.check()
+        self._progress.begin(unit)
+        data = self._broadcast(self._read_unit(unit))
+        computed = not data
+        if computed:
+            data = encode(compute())
+            if self._workdir is not None:
+                write_atomic(self._workdir.unit(unit), data)
+                if self._log is not None:
+                    self._log.flush()
+        self._progress.end(unit, computed=computed)
+        return decode(data)
+
+    def fit(
+        self,
+        unit: str,
+        phases: Sequence[Phase],
+        state: TrainState,
+        data: Any,
+        **kwargs: Any,
+    ) -> tuple[TrainState, History]:
+        """`training.fit` that logs at chunk boundaries and survives a kill by checkpoints.
+
+        A checkpoint is written every `checkpoint_seconds`, and when the run is stopped. Other
+        arguments are `training.fit`'s; the history spans the whole training, what came before a
+        kill included.
+        """
+        steps = sum(phase.steps for phase in phases)
+        source = data if isinstance(data, Iterator) and hasattr(data, "get_state") else None
+        checkpoints = self._checkpoints(unit)
+        before: History = {}
+        restored = checkpoints.restore(state, source) if checkpoints else None
+        if restored is not None:
+            state, before = restored
+        if self._log is not None:
+            self._log.rewind(unit, int(state.step))
+        saved = time.monotonic()
+
+        def on_chunk(state: TrainState, history: History) -> None:
+            nonlocal saved, checkpoints
+            step = int(state.step)
+            if self._log is not None:
+                self._log.write(unit, step, {k: float(v[-1]) for k, v in history.items()})
+            self._progress.part(unit, step / steps)
+            due = time.monotonic() - saved > self.checkpoint_seconds and step < steps
+            stop = self._agree(self._stop or 0)
+            if self._has_files and (self._agree(int(due)) or stop):
+                checkpoints = checkpoints or self._checkpoints(unit, make=True)
+                assert checkpoints is not None
+                checkpoints.save(step, state, _joined(before, history), source)
+                saved = time.monotonic()
+            if stop:
+                raise Stopped(stop)
+
+        try:
+            state, history = fit(phases, state, data, on_chunk=on_chunk, **kwargs)
+        finally:
+            if checkpoints is not None:
+                checkpoints.close()
+        return state, _joined(before, history)
+
+    # What is written
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+        if self._console is not None and self._first:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        """A file of the work directory, for example a sound."""
+        if self._workdir is not None:
+            write_atomic(self._workdir.path / name, data)
+
+    def figure(self, name: str, figure: Figure, **arrays: Any) -> Figure:
+        """Store a figure as figures/NAME.png, and the arrays behind it as figures/NAME.npz."""
+        self._figures.append(f"figures/{name}.png")
+        self.write(f"figures/{name}.png", figures.png(figure))
+        self.write(f"figures/{name}.npz", encode(arrays))
+        return figure
+
+    def finish(self, report: Report) -> Report:
+        """Complete a report with figures, seconds and environment, and write it."""
+        report = dataclasses.replace(
+            report,
+            experiment=self.experiment,
+            preset=self.preset,
+            figures=list(self._figures),
+            seconds={
+                "run": time.monotonic() - self._begun,
+                "compile": environment.compile_seconds(),
+            },
+            environment=environment.describe(),
+            selection=self._selection(),
+        )
+        self.write("report.md", report.markdown().encode())
+        self.write("report.json", report.to_json().encode())
+        return report
+
+    def finished(self) -> Report | None:
+        """The report of a finished run with the same selection of methods and seeds."""
+        data = b""
+        if self._workdir is not None:
+            path = self._workdir.path / "report.json"
+            data = path.read_bytes() if path.exists() else b""
+        data = self._broadcast(data)
+        try:
+            report = Report.from_json(data.decode()) if data else None
+        except (ValueError, TypeError, KeyError):
+            self.say("report.json is damaged; it is made again from the cached results")
+            return None
+        return report if report and report.selection == self._selection() else None
+
+    # Stopping
+
+    def listen(self) -> None:
+        """Let Ctrl-C and SIGTERM stop the run at the next safe place; a second Ctrl-C at once."""
+
+        def stop(signum: int, _: Any) -> None:
+            if self._stop is not None and signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop = signum
+            self.say("stopping at the next safe place (Ctrl-C again: at once)")
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+
+    def check(self) -> None:
+        """Raise `Stopped` on every process if one was asked to stop."""
+        stop = self._agree(self._stop or 0)
+        if stop:
+            raise Stopped(stop)
+
+    def close(self) -> None:
+        self._progress.close()
+        if self._log is not None:
+            self._log.close()
+        if self._workdir is not None:
+            self._workdir.close()
+
+    # Inside
+
+    @property
+    def _has_files(self) -> bool:
+        return bool(self._agree(int(self._workdir is not None)))
+
+    def _selection(self) -> dict[str, Any]:
+        return {"seeds": self._seeds, "only": list(self._only)}
+
+    def _agree(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if jax.process_count() == 1:
+            return value
+        return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+    def _broadcast(self, data: bytes) -> bytes:
+        """Process 0's bytes."""
+        if jax.process_count() == 1:
+            return data
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+        if size == 0:
+            return b""
+        buffer = np.frombuffer(data.ljust(size)[:size], np.uint8)
+        return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).astype(np.uint8))
+
+    def _read_unit(self, unit: str) -> bytes:
+        path = self._workdir.unit(unit) if self._workdir is not None else None
+        if path is None or not path.exists():
+            return b""
+        data = path.read_bytes()
+        try:
+            decode(data)
+        except ValueError as error:
+            self.say(f"{path} is {error}; computed again")
+            return b""
+        return data
+
+    def _checkpoints(self, unit: str, make: bool = False) -> Any:
+        """The unit's checkpoints, or None where there are none and none are to be made."""
+        if not self._has_files:
+            return None
+        name = str(self._workdir.path / "checkpoints" / unit) if self._workdir is not None else ""
+        name = self._broadcast(name.encode()).decode()
+        path = epath.Path(name)
+        if not make and not self._agree(int(path.exists())):
+            return None
+        from rlib.experiment.checkpoint import Checkpoints  # orbax takes a second to import
+
+        return Checkpoints(path, self.say)
+
+
+def _joined(before: Mapping[str, Any], after: Mapping[str, Any]) -> History:
+    return {
+        name: np.concatenate([part[name] for part in (before, after) if name in part])
+        for name in before.keys() | after.keys()
+    }

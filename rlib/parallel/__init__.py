@@ -1,0 +1,33 @@
+"""Meshes, sharding rules, the step builder, and compiling for machines one does not own."""
+
+from rlib.parallel.mesh import make_mesh, mesh_shape
+from rlib.parallel.sharding import (
+    LOGICAL_AXIS_RULES,
+    batch_spec,
+    data_axis_size,
+    named,
+    parameter_specs,
+    place,
+    shard_batch,
+    state_specs,
+)
+from rlib.parallel.step import TrainState, TrainStep, make_train_step
+from rlib.parallel.topology import h100_mesh, tpu_mesh
+
+__all__ = [
+    "LOGICAL_AXIS_RULES",
+    "TrainState",
+    "TrainStep",
+    "batch_spec",
+    "data_axis_size",
+    "h100_mesh",
+    "make_mesh",
+    "make_train_step",
+    "mesh_shape",
+    "named",
+    "parameter_specs",
+    "place",
+    "shard_batch",
+    "state_specs",
+    "tpu_mesh",
+]

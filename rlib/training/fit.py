@@ -1,0 +1,119 @@
+"""The training loop: many steps per device call."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from rlib.parallel import TrainState, TrainStep, batch_spec, place
+
+Tree = Any
+History = dict[str, np.ndarray]
+BatchAt = Callable[[Tree, Int[Array, ""]], Tree]
+
+
+class Phase(NamedTuple):
+    """Steps of one program, for example a warm-up: `steps` calls of `train.step`."""
+
+    train: TrainStep
+    steps: int
+
+
+def whole_batch(data: Tree, step: Int[Array, ""]) -> Tree:
+    """Every step sees all the data."""
+    return data
+
+
+def fit(
+    phases: Sequence[Phase],
+    state: TrainState,
+    data: Tree | Iterator[Tree],
+    *,
+    batch_at: BatchAt = whole_batch,
+    chunk: int = 100,
+    on_chunk: Callable[[TrainState, History], None] | None = None,
+) -> tuple[TrainState, History]:
+    """Train until the phases' steps are done; continues from `state.step`.
+
+    `chunk` steps run as one device call, and the host looks at metrics and time in between only.
+    A phase is compiled once, whatever the number of steps; the state's buffers are donated.
+
+    Args:
+        phases: in order; a phase whose steps lie before `state.step` is skipped.
+        state: from `train.init` or a checkpoint. Its buffers are used up.
+        data: device-resident arrays, from which `batch_at` picks a batch inside the compiled loop,
+            or an iterator of host batches, which must stand where `state.step` is.
+        batch_at: (data, step) -> batch; a module-level function, since it is a key of jit's cache.
+        chunk: steps per device call; about 2 s of work or less keeps Ctrl-C kind.
+        on_chunk: called after each chunk with the state and the metrics since `fit` began.
+
+    Returns:
+        The state, and for every metric its values, one per step done here.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: a device call runs at least one step")
+    history: dict[str, list[np.ndarray]] = {}
+    done = int(state.step)
+    end = 0
+    for phase in phases:
+        end += phase.steps
+        while done < end:
+            count = min(chunk, end - done)
+            if isinstance(data, Iterator):
+                batches = _block(data, count, chunk, phase.train)
+                state, metrics = _run_streamed(state, batches, count, chunk, phase.train.step)
+            else:
+                state, metrics = _run_resident(
+                    state, data, count, chunk, phase.train.step, batch_at
+                )
+            for name, values in metrics.items():
+                history.setdefault(name, []).append(np.asarray(values)[:count])
+            done += count
+            if on_chunk is not None:
+                on_chunk(state, _joined(history))
+    return state, _joined(history)
+
+
+def _joined(history: dict[str, list[np.ndarray]]) -> History:
+    return {name: np.concatenate(values) for name, values in history.items()}
+
+
+def _block(data: Iterator[Tree], count: int, chunk: int, train: TrainStep) -> Tree:
+    """`count` host batches, stacked and padded to `chunk`, on the mesh."""
+    batches = list(islice(data, count))
+    if len(batches) < count:
+        raise ValueError(f"the data ended after {len(batches)} batches; {count} more were needed")
+    batches += batches[-1:] * (chunk - count)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    return place(train.mesh, stacked, batch_spec(train.mesh, 1))
+
+
+def _steps(
+    state: TrainState, batch_of: Callable[[Array, TrainState], Tree], count: Array, chunk: int, step
+) -> tuple[TrainState, Tree]:
+    """Run `count` steps; metrics fill the first `count` of `chunk` places."""
+    shapes = jax.eval_shape(lambda s: step(s, batch_of(jnp.int32(0), s))[1], state)
+    metrics = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), shapes)
+
+    def body(i: Array, carry: tuple[TrainState, Tree]) -> tuple[TrainState, Tree]:
+        state, metrics = carry
+        state, new = step(state, batch_of(i, state))
+        return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+
+    return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+
+@partial(jax.jit, static_argnames=("chunk", "step", "batch_at"), donate_argnames="state")
+def _run_resident(state, data, count, chunk, step, batch_at):
+    return _steps(state, lambda _, s: batch_at(data, s.step), count, chunk, step)
+
+
+@partial(jax.jit, static_argnames=("chunk", "step"), donate_argnames="state")
+def _run_streamed(state, batches, count, chunk, step):
+    batch_of = lambda i, _: jax.tree.map(lambda x: x[i], batches)
+    return _steps(state, batch_of, count, chunk, step)

@@ -1,0 +1,162 @@
+"""Real kills, real signals, real processes: one of each."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+
+
+def environment(**more):
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return {**kept, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **more}
+
+
+def toy(workdir, *arguments, **more):
+    command = [sys.executable, str(HERE / "toy.py"), f"--config={HERE / 'toy_config.py'}"]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", "--config.steps=40", *arguments],
+        env=environment(**more),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until_first_checkpoint(process, workdir):
+    folder = workdir / "checkpoints" / "plain" / "seed0"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(process.communicate())
+        if folder.exists() and any(p.name.isdigit() for p in folder.iterdir()):
+            return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint within a minute")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The work directory of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process = toy(workdir)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_stopped_run_continues_to_the_same_numbers(tmp_path, whole, values, signum, status):
+    workdir = tmp_path / "run"
+    process = toy(workdir, TOY_SLEEP="0.02")
+    until_first_checkpoint(process, workdir)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    if signum != signal.SIGKILL:
+        assert err.count("\n") == 1
+        assert "Continue with: python -m experiments.toy" in err
+        assert f"--workdir={workdir}" in err
+    again = toy(workdir)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, out + err
+    assert values(workdir) == values(whole)
+
+
+def test_a_read_only_home(tmp_path):
+    """Everything works without a home folder, a cache folder or a configuration folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    drop = (
+        []
+        if os.geteuid()
+        else ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    )
+    more = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    kept = {
+        k: v
+        for k, v in environment(**more).items()
+        if k not in ("RLIB_DATA_DIR", "JAX_COMPILATION_CACHE_DIR")
+    }
+    code = "import rlib.experiment, rlib.data as d; print(d.arrays('sounds/chime-info')['rate'])"
+    done = subprocess.run(
+        [*drop, sys.executable, "-c", code],
+        env=kept,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[48000]" in done.stdout
+    assert len(done.stderr.splitlines()) <= 1
+    assert list(home.iterdir()) == []
+
+
+def test_a_shadowing_configs_package_does_not_matter(tmp_path):
+    """From a folder with its own `configs`, ours are still found by name, and the list works."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("raise ImportError('not yours')")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.winner", "--config=configs/winner.py:smok"],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "did you mean 'smoke'" in done.stderr
+
+
+def test_a_shadowing_experiments_package_is_named(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("")
+    code = "from rlib.experiment import start; start(lambda config, run: None)"
+    (tmp_path / "experiments" / "winner.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.winner", "--config=configs/winner.py:smoke"],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "shadows" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_list_is_instant_and_imports_no_jax():
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "experiments"],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert time.monotonic() - begun < 5
+    assert "python -m experiments.winner" in done.stdout
+    assert "jax" not in done.stderr
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path, whole, values):
+    port = free_port()
+    shared = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    workdir = tmp_path / "run"
+    both = [toy(workdir, *shared, f"--process={i}", "--config.mesh.data=2") for i in (0, 1)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert "double" in outputs[0][0]
+    assert "double" not in outputs[1][0]
+    for method, expected in values(whole).items():
+        np.testing.assert_allclose(values(workdir)[method], expected, rtol=1e-5)

@@ -1,0 +1,73 @@
+"""Toy (arXiv 0000.00000): an experiment of a second, for tests of the run."""
+
+import os
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlib import parallel, training
+from rlib.experiment import Report, Row, Run, judge, named_key, panels, start
+
+
+def loss(w, frozen, batch, key):
+    return jnp.mean((batch - w) ** 2), {}
+
+
+class Numbers:
+    """A resumable stream of random batches."""
+
+    def __init__(self, seconds):
+        self.index, self.seconds = 0, seconds
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.index += 1
+        time.sleep(self.seconds)
+        return np.random.default_rng(self.index).normal(size=(8, 1)).astype(np.float32)
+
+    def get_state(self):
+        return {"next_index": self.index}
+
+    def set_state(self, state):
+        self.index = state["next_index"]
+
+
+def main(config, run=None):
+    run = run or Run()
+    methods = run.select(["plain", "double"])
+    units = {f"{method}/seed{seed}": 1.0 for method in methods for seed in run.seeds(config)}
+    run.plan(units)
+    mesh = run.mesh(config)
+    train = parallel.make_train_step(loss, optax.adam(config.optimizer.rate), mesh, jnp.zeros(1))
+    rows = []
+    for method in methods:
+        values = []
+        for seed in run.seeds(config):
+            unit = f"{method}/seed{seed}"
+
+            def compute(unit=unit, method=method, seed=seed):
+                if os.environ.get("TOY_FAIL") == unit:
+                    raise RuntimeError("injected")
+                state = train.init(jnp.zeros(1), (), named_key(seed, "toy"))
+                data = Numbers(float(os.environ.get("TOY_SLEEP", "0")))
+                state, history = run.fit(
+                    unit, [training.Phase(train, config.steps)], state, data, chunk=2
+                )
+                factor = 2.0 if method == "double" else 1.0
+                return {"w": factor * float(state.params[0]) + seed, "loss": history["loss"]}
+
+            values.append(run.cached(unit, compute)["w"])
+        rows.append(Row(method, "numbers", "w", values))
+    figure, axes = panels()
+    axes[0, 0].plot(values)
+    run.figure("values", figure, values=np.array(values))
+    return Report(rows, [judge("w is positive", rows[0].values, at_least=0)])
+
+
+if __name__ == "__main__":
+    Run.checkpoint_seconds = 0.0
+    start(main, memory_keys=("steps",))

@@ -1,0 +1,100 @@
+"""The house itself: imports go down only, and every method is in every room."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from experiments import METHODS
+
+ROOT = Path(__file__).parents[1]
+#: A module may import from floors below its own, and from its own package.
+FLOORS = [
+    {"kernels_pallas"},
+    {"rlib.compression", "rlib.data"},
+    {"rlib.collectives"},
+    {"rlib.parallel"},
+    {"rlib.nn", "rlib.optim"},
+    {"rlib.training"},
+    {"rlib.spectral", "rlib.information", "rlib.concepts", "rlib.federated", "rlib.generative"},
+    {"rlib.experiment"},
+    {"experiments", "configs"},
+]
+FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+
+
+def package_of(module):
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "rlib" else parts[0]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            if node.module == "rlib":
+                yield from (f"rlib.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def modules():
+    folders = ("kernels_pallas", "rlib", "experiments", "configs")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def problems(path, relative):
+    own = package_of(".".join(relative.with_suffix("").parts))
+    for module in imported(path):
+        target = package_of(module)
+        known = target in FLOOR_OF and own in FLOOR_OF and target != own
+        if known and FLOOR_OF[target] >= FLOOR_OF[own]:
+            yield f"{relative} imports {module}, which is not below {own}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    assert list(problems(path, path.relative_to(ROOT))) == []
+
+
+def test_an_import_that_goes_up_is_found(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("from rlib.experiment import Run\nfrom rlib import spectral\n")
+    found = list(problems(path, Path("rlib/training/bad.py")))
+    assert len(found) == 2
+
+
+def test_every_package_has_a_floor():
+    folders = [p.parent for p in (ROOT / "rlib").glob("*/__init__.py")]
+    assert {f"rlib.{folder.name}" for folder in folders} <= set(FLOOR_OF)
+
+
+def names(folder):
+    return {p.stem for p in (ROOT / folder).glob("*.py") if not p.stem.startswith("_")}
+
+
+def test_experiments_configs_and_the_table_agree():
+    table = {method.name for method in METHODS}
+    assert names("experiments") == names("configs") == table
+    assert {
+        p.stem.removeprefix("test_") for p in (ROOT / "tests/experiments").glob("test_*.py")
+    } == table
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_a_method_is_in_every_room(method):
+    assert (ROOT / method.code).is_file()
+    assert f"experiments.{method.name}" in (ROOT / "README.md").read_text()
+    source = (ROOT / "experiments" / f"{method.name}.py").read_text()
+    assert method.arxiv in ast.get_docstring(ast.parse(source))
+    assert "| paper |" in (ROOT / method.code).read_text(), "the deviations table"
+
+
+def test_importing_rlib_is_free():
+    import subprocess
+    import sys
+
+    code = "import sys, rlib; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
