@@ -56,6 +56,7 @@ BASE = {
     # (rate, the network's own scale): two trials each, on a draw that no result uses
     "tuned": {
         "winner-tuned": ((5e-4, 30.0), (1e-3, 30.0)),  # w_first stays as published
+        "siren-tuned": ((5e-4, 100.0), (5e-4, 1000.0)),  # w_first
         "fourier": ((1e-3, 0.1), (5e-3, 1.0)),  # sigma, as a fraction of Nyquist
         "finer": ((5e-4, 5.0), (1e-4, 20.0)),  # k
         "gauss": ((1e-3, 10.0), (1e-3, 30.0)),  # s
@@ -90,6 +91,7 @@ SMOKE = {
     "speed.repeats": 2,
     "tuned": {
         "winner-tuned": ((5e-4, 30.0),),
+        "siren-tuned": ((5e-4, 100.0),),
         "fourier": ((1e-3, 0.3),),
         "finer": ((1e-4, 5.0),),
         "gauss": ((1e-3, 30.0),),
@@ -117,6 +119,7 @@ FULL = {
     "sound.seeds": 5,
     "tuned": {
         "winner-tuned": ((1e-4, 30.0), (5e-4, 30.0), (1e-3, 30.0), (2e-3, 30.0)),
+        "siren-tuned": ((5e-4, 100.0), (5e-4, 300.0), (5e-4, 1000.0), (1e-3, 1000.0)),
         "fourier": ((1e-3, 0.1), (1e-3, 0.3), (5e-3, 0.3), (5e-3, 1.0)),
         "finer": ((5e-4, 1.0), (5e-4, 5.0), (5e-4, 20.0), (1e-4, 20.0)),
         "gauss": ((1e-3, 10.0), (1e-3, 30.0), (5e-4, 30.0), (5e-3, 10.0)),

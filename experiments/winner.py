@@ -497,14 +497,19 @@ def _speed(config: ConfigDict, fitter: Fitter) -> Values:
 # The report
 
 
+def _is_grid(method: str) -> bool:
+    """SIREN at one w_first of the grid, at the published rate."""
+    return method.startswith("siren-") and method != "siren-tuned"
+
+
 def _best_siren(results: Results, metric: str = LAST) -> str | None:
     """The w_first with the best mean."""
-    grid = [m for m in results if m.startswith("siren-")]
+    grid = [m for m in results if _is_grid(m)]
     return max(grid, key=lambda m: np.mean(_values(results, m, metric)), default=None)
 
 
 def _best_rival(results: Results) -> str | None:
-    rivals = [m for m in results if m != TUNED and m != "winner" and not m.startswith("siren-")]
+    rivals = [m for m in results if m not in ("winner", TUNED) and not _is_grid(m)]
     return max(rivals, key=lambda m: np.mean(_values(results, m, LAST)), default=None)
 
 
@@ -542,7 +547,7 @@ def _rows(signals: list[Signal], found: dict[str, Results], speed: Values) -> li
 
 
 def _rank(row: Row) -> tuple[int, float]:
-    if row.method.startswith("siren-"):
+    if _is_grid(row.method):
         return 1, float(row.method.removeprefix("siren-"))
     order = ("zero output", "", "siren, best w_first", "winner", TUNED)
     return (order.index(row.method), 0.0) if row.method in order else (len(order), 0.0)
@@ -589,7 +594,7 @@ def _claims(signals: list[Signal], found: dict[str, Results], speed: Values) -> 
             )
         )
         for m in results
-        if m.startswith("siren-")
+        if _is_grid(m)
     ]
     sentence = (
         "every fixed w_first falls behind the best of some band, the one that does least (dB)"
@@ -666,8 +671,8 @@ def _look(method: str, signal: Signal, results: Results) -> dict[str, Any]:
     """One colour a role in every figure; black is WINNER."""
     if method in ("winner", TUNED):
         return {"color": "black", "linestyle": "-" if method == "winner" else "--", "zorder": 3}
-    index = list(_shown(signal, results).values()).index(_shown(signal, results)[method])
-    return {"color": COLOURS[index]}
+    roles = ("published", "best w_first", "best rival, tuned")
+    return {"color": COLOURS[roles.index(_shown(signal, results)[method])]}
 
 
 def _draw_bands(run: Run, bands: list[Signal], found: dict[str, Results]) -> None:
@@ -675,7 +680,7 @@ def _draw_bands(run: Run, bands: list[Signal], found: dict[str, Results]) -> Non
     psi = [s.psi for s in bands]
     arrays: dict[str, Any] = {"psi": psi, "zero output": [s.zero_psnr for s in bands]}
     methods = list(dict.fromkeys(m for s in bands for m in found[s.name]))
-    siren = sorted((m for m in methods if m.startswith("siren-")), key=lambda m: float(m[6:]))
+    siren = sorted((m for m in methods if _is_grid(m)), key=lambda m: float(m[6:]))
     others = [m for m in methods if m not in siren and m not in ("winner", TUNED)]
     titles = ("SIREN by w_first, published rate", "rates and scales tuned per band")
     sides = ([*siren, "winner"], [*others, "winner", TUNED])
@@ -824,7 +829,7 @@ def _draw_curves(run: Run, signals: list[Signal], found: dict[str, Results]) -> 
             arrays[f"{signal.name} {method}"] = curves
         ax.axhline(signal.zero_psnr, linestyle=":", color="#999999", label="zero output")
         ax.set(title=signal.name, xlabel="step")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25))
     axes[0, 0].set_ylabel("PSNR (dB)")
     run.figure("training_curves", figure, **arrays)
 
