@@ -1,0 +1,74 @@
+"""Truth values and small integers as packed bytes."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, UInt8
+
+# TPUs tile uint8 by (8k, 128): bytes as rows of 128 lanes, with the eight bits of a byte on an
+# axis before them, need no padding, where a trailing axis of eight is padded to 128.
+_LANES = 128
+_ROW = 8 * _LANES  # bits in a row of bytes
+
+
+def pack_bits(bits: Bool[Array, "..."]) -> UInt8[Array, " bytes"] | UInt8[Array, "rows 128"]:
+    """Pack n truth values, read in C order, into bytes.
+
+    - n <= 1024: uint8[ceil(n / 8)], the order of `np.packbits`.
+    - n > 1024: uint8[rows, 128] with rows = ceil(n / 1024), at most 127 bytes more. False is
+      appended up to 1024 rows, which are read as eight planes of (rows, 128); plane j holds the
+      bits of value 2**(7 - j) of every byte, so the padding is the end of the last planes.
+
+    >>> pack_bits(jnp.array([True, False, True]))
+    Array([160], dtype=uint8)
+    >>> pack_bits(jnp.ones((5, 1000), bool)).shape
+    (5, 128)
+    """
+    flat = jnp.asarray(bits).reshape(-1)
+    if flat.size <= _ROW:
+        return jnp.packbits(flat)
+    planes = jnp.pad(flat, (0, -flat.size % _ROW)).reshape(8, -1, _LANES)
+    return jnp.packbits(planes, axis=0)[0]
+
+
+def unpack_bits(packed: UInt8[Array, "..."], n: int) -> Bool[Array, " {n}"]:
+    """The n truth values of `pack_bits`.
+
+    >>> unpack_bits(pack_bits(jnp.array([True, False, True])), 3)
+    Array([ True, False,  True], dtype=bool)
+
+    Raises:
+        ValueError: the bytes have not the shape that `pack_bits` gives n values.
+    """
+    shape = (-(-n // 8),) if n <= _ROW else (-(-n // _ROW), _LANES)
+    if packed.shape != shape:
+        raise ValueError(f"{n} bits travel as uint8{list(shape)}, not uint8{list(packed.shape)}")
+    planes = packed if n <= _ROW else packed[None]
+    return jnp.unpackbits(planes, axis=0).reshape(-1)[:n].astype(bool)
+
+
+def pack_codes(codes: UInt8[Array, " n"], width: int) -> UInt8[Array, "..."]:
+    """Pack integers below 2**width, width <= 8, plane by plane: `pack_bits` of n * width bits.
+
+    With width 8 the codes are bytes already and travel as they are.
+
+    >>> pack_codes(jnp.array([3, 0, 1, 2], jnp.uint8), 2)  # high bits 1001, low bits 1010
+    Array([154], dtype=uint8)
+    """
+    if width == 8:
+        return codes
+    return pack_bits((codes >> _shifts(width)) & 1 != 0)
+
+
+def unpack_codes(packed: UInt8[Array, "..."], width: int, n: int) -> UInt8[Array, " {n}"]:
+    """The n integers of `pack_codes`.
+
+    >>> unpack_codes(jnp.array([154], jnp.uint8), 2, 4)
+    Array([3, 0, 1, 2], dtype=uint8)
+    """
+    if width == 8:
+        return packed
+    planes = unpack_bits(packed, n * width).reshape(width, n).astype(jnp.uint8)
+    return jnp.sum(planes << _shifts(width), axis=0, dtype=jnp.uint8)
+
+
+def _shifts(width: int) -> UInt8[Array, "width 1"]:
+    return jnp.arange(width - 1, -1, -1, dtype=jnp.uint8)[:, None]
