@@ -6,11 +6,14 @@ import dataclasses
 import difflib
 import re
 
+from rlib.data import text
+
 NO_DOWNLOAD = "presets smoke and default need no download"
 
 # name, examples, package, licence, content. The licence is that of the data, where their package or
 # source states one; MIT is all that chime and pydataset state, for themselves. A photograph was
-# taken by a camera: scikit-image's drawings, test cards and animations are left out.
+# taken by a camera: scikit-image's drawings, test cards and animations are left out. No examples:
+# they depend on the machine, and are counted when asked for.
 _FACTS = """
 auto_mpg                      | 392 | mlxtend | CC BY 4.0 | y: miles per US gallon; x: cylinders,
     displacement, horsepower, weight, acceleration, year, origin (1 USA, 2 Europe, 3 Japan); UCI
@@ -46,6 +49,8 @@ photographs/page              | 1 | scikit-image | not stated | 191x384x1, scan,
 photographs/retina            | 1 | scikit-image | CC0 | 1411x1411x3, human retina
 photographs/rocket            | 1 | scikit-image | public domain | 427x640x3, launch, SpaceX
 photographs/text              | 1 | scikit-image | public domain | 172x448x1, text at an angle
+python_source                 | 0 | Python | PSF-2.0 | windows of 256 bytes: sources of
+    the running Python's standard library, without tests; split by file, a zero ends each
 sounds/big-sur-error          | 1 | chime | MIT | 48000 Hz, 16 bit, 73883x2
 sounds/big-sur-info           | 1 | chime | MIT | 48000 Hz, 16 bit, 27077x2
 sounds/big-sur-success        | 1 | chime | MIT | 48000 Hz, 16 bit, 79204x2
@@ -91,8 +96,8 @@ class Info:
 
     Attributes:
       name: as for `arrays`, `"set"` or `"family/config"`.
-      examples: their number over all splits.
-      package: the PyPI package that holds the data.
+      examples: their number over all splits; of python_source, that of the running Python.
+      package: the PyPI package that holds the data, or Python.
       licence: of the data, in a word.
       what: shapes, units, encodings and source.
     """
@@ -102,6 +107,11 @@ class Info:
     package: str
     licence: str
     what: str
+
+    @property
+    def version(self) -> str:
+        """The version of the prepared data; two Pythons do not share their sources."""
+        return text.VERSION if self.name in text.TEXTS else "1.0.0"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -121,7 +131,7 @@ def names() -> list[str]:
     """The sorted names of our own data sets.
 
     >>> len(names()), names()[0]
-    (61, 'auto_mpg')
+    (62, 'auto_mpg')
     """
     return sorted(_INFOS)
 
@@ -137,7 +147,8 @@ def info(name: str) -> Info:
     """
     if name not in _INFOS:
         raise unknown(name)
-    return _INFOS[name]
+    row = _INFOS[name]
+    return row if row.examples else dataclasses.replace(row, examples=text.examples())
 
 
 def unknown(name: str) -> DataUnavailable:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlib.data import text
 from rlib.data.files import read_picture, read_wav
 from rlib.data.registry import NO_DOWNLOAD, DataUnavailable, Info
 
@@ -36,11 +37,16 @@ def read(row: Info) -> dict[str, dict[str, np.ndarray]]:
     """All examples of an own data set, `{split: {feature: array}}`.
 
     Labelled and tabular sets have no split of their own, so a fixed permutation deals a fifth of
-    the examples (rounded down) to `test`; both parts keep the order of the file.
+    the examples (rounded down) to `test`; both parts keep the order of the file. Text is split by
+    file, so that no file is in both.
 
     Raises:
       DataUnavailable: its package is not installed, or does not hold the file.
     """
+    if row.name in text.TEXTS:
+        if not row.examples:  # an embedded Python, a frozen one
+            raise DataUnavailable(f"this Python has no sources for {row.name!r}; {NO_DOWNLOAD}")
+        return {split: {"tokens": text.python_source(split)} for split in row.splits}
     module, below = _FOLDERS[row.package]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:

@@ -19,8 +19,6 @@ import numpy as np
 from rlib.data import sources
 from rlib.data.registry import NO_DOWNLOAD, DataUnavailable, Info, info, names, unknown
 
-_VERSION = "1.0.0"
-
 
 def data_dir() -> str:
     """The data directory: `RLIB_DATA_DIR`, else `TFDS_DATA_DIR`, else `rlib/datasets` in the cache.
@@ -41,11 +39,13 @@ def arrays(name: str, split: str = "train") -> dict[str, np.ndarray]:
     - `"photographs/camera"`, ...: `image` uint8 (1, H, W, C), C = 1 for a grey one, else 3;
     - `"sounds/chime-success"`, ...: `waveform` float32 (1, T, C) in [-1, 1], `rate` int32 (1,), Hz;
     - `"digits"`, `"mnist_5k"`: `image` uint8 (N, H, W, 1), `label` int64 (N,);
-    - `"diamonds"` and the other tables: `x` float32 (N, D), `y` float32 (N,), unscaled.
+    - `"diamonds"` and the other tables: `x` float32 (N, D), `y` float32 (N,), unscaled;
+    - `"python_source"`: `tokens` uint8 (N, 256), bytes of the standard library of the Python that
+      runs. Rows follow each other, `reshape(-1)` is the text, and a zero ends each file.
 
     Pictures and sounds have the split `train` only; the others have `train` and `test`, 80 to 20 by
-    one fixed permutation. TFDS slices such as `"train[:10%]"` work. An own set is prepared when it
-    is first used, in seconds; what was read before comes from memory.
+    one fixed permutation, or text by file. TFDS slices such as `"train[:10%]"` work. An own set is
+    prepared when it is first used, in seconds; what was read before comes from memory.
 
     Args:
       name: an own name (`names()`) or a public TFDS name, such as `"cifar10"`.
@@ -189,7 +189,7 @@ def _own_arrays(row: Info, split: str) -> dict[str, np.ndarray]:
     # so the worst that can happen to us is another turn of this loop.
     problem = f"data set {row.name!r} is missing from {_roots()[0]}"
     for _ in range(3):
-        for folder in (root / row.name / _VERSION for root in _roots()):
+        for folder in (root / row.name / row.version for root in _roots()):
             if os.path.isdir(folder):
                 try:
                     return _read_prepared(folder, row, split)
@@ -225,7 +225,7 @@ def _prepare_own(row: Info) -> None:
     examples = sources.read(row)
     preferred, fallback = _roots()
     for root in (preferred, fallback):
-        final = root / row.name / _VERSION
+        final = root / row.name / row.version
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             workspace = tempfile.TemporaryDirectory("", ".new-", root, ignore_cleanup_errors=True)
@@ -257,7 +257,7 @@ def _build(row: Info, examples: dict[str, dict[str, np.ndarray]], workspace: str
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         name = family
-        VERSION = tfds.core.Version(_VERSION)
+        VERSION = tfds.core.Version(row.version)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
         url_infos = None  # there are none, and TFDS's search for them needs importlib_resources
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlib.data import text
 from rlib.data.registry import names
 from rlib.data.store import arrays, gather, public_source
 
@@ -28,6 +29,7 @@ def stream(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    length: int | None = None,
 ) -> grain.IterDataset:
     """Shuffled batches without end: dictionaries like those of `arrays`.
 
@@ -46,6 +48,7 @@ def stream(
       seed: non-negative.
       process_index: which rows of the global batch are this process's.
       process_count: the number of processes.
+      length: of text, bytes in an example, instead of 256; the text is cut anew.
 
     Returns:
       A `grain.IterDataset`, whose `.map` transforms batches; it runs in threads, not under
@@ -71,7 +74,10 @@ def stream(
     if seed < 0:
         raise ValueError(f"seed {seed} is negative")
 
-    fetch, count, options = _fetcher(name, split)
+    if length is not None and name not in text.TEXTS:
+        raise ValueError(f"length is for text ({', '.join(text.TEXTS)}), not for {name!r}")
+
+    fetch, count, options = _fetcher(name, split, length)
     local_size = batch_size // process_count
 
     @functools.lru_cache(maxsize=2)
@@ -91,7 +97,7 @@ def stream(
     return grain.MapDataset.range(sys.maxsize).map(batch_at).to_iter_dataset(options)
 
 
-def _fetcher(name: str, split: str) -> tuple[Fetch, int, grain.ReadOptions]:
+def _fetcher(name: str, split: str, length: int | None) -> tuple[Fetch, int, grain.ReadOptions]:
     """How to get some rows of a data set, how many rows it has, and how Grain should ask."""
     import grain
 
@@ -102,6 +108,8 @@ def _fetcher(name: str, split: str) -> tuple[Fetch, int, grain.ReadOptions]:
             ahead = grain.ReadOptions(num_threads=8, prefetch_buffer_size=8)  # counted in batches
             return functools.partial(gather, source), len(source), ahead
     columns = arrays(name, split)
+    if length is not None:
+        columns = {"tokens": text.cut(columns["tokens"], length)}
     count = len(next(iter(columns.values())))
     # Copying rows is all that there is to do: threads would only queue for the interpreter.
     at_once = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

@@ -1,5 +1,6 @@
 """Flax NNX layers and architectures that more than one method uses."""
 
+from rlib.nn.convolution import Conv, avg_pool, conv, max_pool
 from rlib.nn.coordinate import (
     Affine,
     Constant,
@@ -13,19 +14,42 @@ from rlib.nn.coordinate import (
 )
 from rlib.nn.functional import affine, cosine, sine
 from rlib.nn.partitioning import logical_axes
+from rlib.nn.resnet import GroupNorm, ResidualBlock, ResNet, group_norm
+from rlib.nn.transformer import (
+    Transformer,
+    TransformerLayer,
+    causal_attention,
+    next_token_loss,
+    rotary,
+    rotary_table,
+)
 
 __all__ = [
     "Affine",
     "Constant",
+    "Conv",
     "CoordinateNetwork",
     "Finer",
     "FourierMLP",
     "Gaussian",
+    "GroupNorm",
+    "ResNet",
+    "ResidualBlock",
     "Siren",
+    "Transformer",
+    "TransformerLayer",
     "Wire",
     "affine",
+    "avg_pool",
+    "causal_attention",
+    "conv",
     "cosine",
+    "group_norm",
     "logical_axes",
+    "max_pool",
+    "next_token_loss",
+    "rotary",
+    "rotary_table",
     "sine",
     "symmetric_uniform",
 ]
