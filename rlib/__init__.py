@@ -6,7 +6,17 @@ Subpackages load on first use, so that `import rlib` costs nothing.
 import importlib
 from typing import Any
 
-_PACKAGES = ("data", "experiment", "nn", "parallel", "spectral", "training")
+_PACKAGES = (
+    "collectives",
+    "compression",
+    "data",
+    "experiment",
+    "nn",
+    "optim",
+    "parallel",
+    "spectral",
+    "training",
+)
 __version__ = "0.1.0"
 __all__ = [*_PACKAGES, "__version__"]
 

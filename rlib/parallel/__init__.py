@@ -13,20 +13,25 @@ from rlib.parallel.sharding import (
 )
 from rlib.parallel.step import TrainState, TrainStep, make_train_step
 from rlib.parallel.topology import h100_mesh, tpu_mesh
+from rlib.parallel.workers import PerWorker, is_per_worker, local_value_and_grad, resize_workers
 
 __all__ = [
     "LOGICAL_AXIS_RULES",
+    "PerWorker",
     "TrainState",
     "TrainStep",
     "batch_spec",
     "data_axis_size",
     "h100_mesh",
+    "is_per_worker",
+    "local_value_and_grad",
     "make_mesh",
     "make_train_step",
     "mesh_shape",
     "named",
     "parameter_specs",
     "place",
+    "resize_workers",
     "shard_batch",
     "state_specs",
     "tpu_mesh",

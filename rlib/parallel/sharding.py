@@ -9,13 +9,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlib.parallel.workers import PerWorker
+
 Tree = Any
 
 #: Mesh axis of every logical axis name; names and mesh axes that a run lacks mean "not split".
 LOGICAL_AXIS_RULES: dict[str, str | None] = {
     "batch": "data",
     "embed": None,
+    "heads": "model",
+    "kv_heads": None,
     "mlp": "model",
+    "vocab": None,
     "layers": None,
 }
 
@@ -30,42 +35,68 @@ def parameter_specs(
     """PartitionSpecs of an NNX state (or of its `eval_shape`); leaves without names get P()."""
     with nnx.logical_axis_rules(tuple(rules.items())):
         specs = nnx.get_partition_spec(params)
-    return jax.tree.map(
-        lambda spec: _on_mesh(spec, mesh), specs, is_leaf=lambda x: isinstance(x, P)
-    )
+    return jax.tree.map(lambda spec: _on_mesh(spec, mesh), specs, is_leaf=_is_spec)
 
 
-def state_specs(state: Tree, params: Tree, specs: Tree) -> Tree:
-    """PartitionSpecs of an optimiser's state: a leaf that is shaped like a parameter, and whose
-    path ends in that parameter's path, is split like it; every other leaf is replicated.
+def state_specs(state: Tree, params: Tree, specs: Tree, worker_axis: str | None = None) -> Tree:
+    """PartitionSpecs of an optimiser's state.
+
+    A leaf that is shaped like a parameter, and whose path ends in that parameter's path, is split
+    like it; other leaves are replicated. Under `PerWorker` a leading axis over the workers comes
+    first, and a vector of another length than its parameter is split over all of its axes.
 
     Args:
-        state, params: trees of arrays or `ShapeDtypeStruct`s.
+        state, params: trees of arrays or `ShapeDtypeStruct`s, both of one device's shards if
+            `worker_axis` is given, always without leading axes of workers.
         specs: as `params`, with a PartitionSpec at each leaf.
+        worker_axis: mesh axis of `PerWorker` state; None for one worker, without that axis.
     """
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
+    leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
     table = {
         tuple(map(str, path)): (leaf.shape, spec)
         for (path, leaf), spec in zip(paths, leaves, strict=True)
     }
 
-    def spec_of(path: Sequence[Any], leaf: Any) -> P:
+    def parameter_of(path: Sequence[Any]) -> tuple[tuple[int, ...] | None, P]:
         names = tuple(map(str, path))
         for start in range(len(names)):
-            shape, spec = table.get(names[start:], (None, None))
-            if spec is not None and shape == leaf.shape:
-                return spec
-        return P()
+            if names[start:] in table:
+                return table[names[start:]]
+        return None, P()
 
-    return jax.tree_util.tree_map_with_path(spec_of, state)
+    def spec_of(path: Sequence[Any], leaf: Any) -> P:
+        shape, spec = parameter_of(path)
+        return spec if shape == leaf.shape else P()
+
+    def worker_spec_of(path: Sequence[Any], leaf: Any) -> P:
+        shape, spec = parameter_of(path)
+        if shape == leaf.shape:
+            return P(worker_axis, *spec)
+        axes = tuple(axis for axis in jax.tree.leaves(tuple(spec)) if axis is not None)
+        return P(worker_axis, axes) if leaf.ndim == 1 and axes else P(worker_axis)
+
+    def node_specs(path: Sequence[Any], node: Any) -> Any:
+        if not isinstance(node, PerWorker):
+            return spec_of(path, node)
+        one = spec_of if worker_axis is None else worker_spec_of
+        within = jax.tree_util.tree_map_with_path(
+            lambda inner, leaf: one((*path, *inner), leaf), node.value
+        )
+        return PerWorker(within, node.on_resize)
+
+    return jax.tree_util.tree_map_with_path(
+        node_specs, state, is_leaf=lambda node: isinstance(node, PerWorker)
+    )
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, P)
 
 
 def named(mesh: Mesh, specs: Tree) -> Tree:
     """A tree of PartitionSpecs as a tree of NamedShardings."""
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
-    )
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
 
 
 def batch_spec(mesh: Mesh, leading: int = 0) -> P:

@@ -1,5 +1,6 @@
 """The step builder: from a loss and an optimiser to a sharded, jitted training step."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key
 
+from rlib.collectives import vary
 from rlib.parallel.sharding import (
     LOGICAL_AXIS_RULES,
     Tree,
@@ -19,6 +21,7 @@ from rlib.parallel.sharding import (
     parameter_specs,
     state_specs,
 )
+from rlib.parallel.workers import is_per_worker, local_value_and_grad
 
 #: loss_fn(params, frozen, batch, key) -> (mean loss over the batch, dictionary of scalars)
 LossFn = Callable[[Tree, Tree, Tree, Array], tuple[Float[Array, ""], dict[str, Array]]]
@@ -68,21 +71,31 @@ def make_train_step(
     frozen: Tree = (),
     *,
     microbatches: int = 1,
+    worker_axis: str | None = None,
+    stage: str | None = None,
     rules: Mapping[str, str | None] = LOGICAL_AXIS_RULES,
 ) -> TrainStep:
     """Build the training step of a model on a mesh.
 
-    The batch is split over the data axis, parameters by their logical names; the compiler adds the
-    communication. Everything but shapes may differ between the trainings that share a step.
+    The batch is split over the data axis, parameters by their logical names. In the plain form the
+    compiler adds the communication. With `worker_axis` the optimiser does: it gets the gradients
+    of its worker alone, each device those of its own parameter shards, in a `shard_map` over all
+    axes, and whatever it leaves alone is not communicated.
+
+    Steps that share `init`'s state may differ in everything but shapes.
 
     Args:
         loss_fn: a mean over the batch's leading axis.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation; with `worker_axis` one whose updates come out the same
+            on all workers.
         mesh: from `make_mesh`, or from `topology` to compile for a machine one does not own.
         params, frozen: arrays or their `eval_shape`; only shapes, dtypes and names are read.
         microbatches: the batch is cut into that many parts (per device, along its rows), and their
             gradients are averaged in a scan: less memory, and on a CPU a working set that stays
             in cache. The rows per device must divide by it.
+        worker_axis: mesh axis of the workers that a distributed optimiser talks over.
+        stage: passed to `optimizer.update`; static, so that the program of one stage holds that
+            stage's collectives only.
         rules: mesh axis of each logical name.
 
     Example:
@@ -94,56 +107,43 @@ def make_train_step(
         >>> float(state.params), float(metrics["loss"])
         (1.0, 1.0)
     """
-    abstract = jax.eval_shape(lambda tree: tree, (params, frozen))
-    specs = parameter_specs(mesh, abstract[0], rules)
-    abstract_opt = jax.eval_shape(optimizer.init, abstract[0])
+    abstract, abstract_frozen = jax.eval_shape(lambda tree: tree, (params, frozen))
+    specs = parameter_specs(mesh, abstract, rules)
+    if worker_axis is None:
+        rows = batch_spec(mesh)
+        parts = functools.partial(_cut, parts=microbatches, mesh=mesh)
+        gradients = _averaged(jax.value_and_grad(loss_fn, has_aux=True), microbatches, parts)
+        init_optimizer, update, opt_specs = _plain(optimizer, abstract, specs, stage)
+    else:
+        rows = P(worker_axis)
+        gradients = _local_gradients(loss_fn, mesh, specs, worker_axis, microbatches)
+        init_optimizer, update, opt_specs = _manual(
+            optimizer, mesh, abstract, specs, worker_axis, stage
+        )
     shardings = TrainState(
         step=NamedSharding(mesh, P()),  # type: ignore[arg-type]
         params=named(mesh, specs),
-        opt_state=named(mesh, state_specs(abstract_opt, abstract[0], specs)),
-        frozen=named(mesh, parameter_specs(mesh, abstract[1], rules)),
+        opt_state=named(mesh, opt_specs),
+        frozen=named(mesh, parameter_specs(mesh, abstract_frozen, rules)),
         key=NamedSharding(mesh, P()),  # type: ignore[arg-type]
     )
 
     def init(params: Tree, frozen: Tree = (), key: Array | None = None) -> TrainState:
         key = jax.random.key(0) if key is None else key
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen, key)
-
-    def gradients(state: TrainState, batch: Tree, key: Array) -> tuple[Metrics, Tree]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.frozen, batch, key
-        )
-        return {"loss": loss, **metrics}, grads
-
-    def accumulated(state: TrainState, batch: Tree, key: Array) -> tuple[Metrics, Tree]:
-        parts = jax.tree.map(lambda x: _cut(x, microbatches, mesh), batch)
-
-        def add(total: Any, part: tuple[Array, Tree]) -> tuple[Any, None]:
-            index, rows = part
-            return jax.tree.map(
-                jnp.add, total, gradients(state, rows, jax.random.fold_in(key, index))
-            ), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, state, first, key)
-        )
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
-        return jax.tree.map(lambda x: x / microbatches, total)
+        return TrainState(jnp.zeros((), jnp.int32), params, init_optimizer(params), frozen, key)
 
     def step(state: TrainState, batch: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        compute = gradients if microbatches == 1 else accumulated
-        metrics, grads = compute(state, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        (loss, metrics), grads = gradients(state.params, state.frozen, batch, key)
+        params, opt_state = update(grads, state.opt_state, state.params)
+        metrics = {"loss": loss, **metrics}
         return TrainState(state.step + 1, params, opt_state, state.frozen, state.key), metrics
 
     return TrainStep(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(
             step,
-            in_shardings=(shardings, named(mesh, batch_spec(mesh))),
+            in_shardings=(shardings, NamedSharding(mesh, rows)),
             out_shardings=(shardings, None),
             donate_argnums=0,
         ),
@@ -152,14 +152,150 @@ def make_train_step(
     )
 
 
-def _cut(x: Array, parts: int, mesh: Mesh) -> Array:
+def _updater(optimizer: optax.GradientTransformation, stage: str | None):
+    """init, and (grads, state, params) -> (params, state)."""
+    transform = optax.with_extra_args_support(optimizer)
+    extra = {} if stage is None else {"stage": stage}
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        updates, state = transform.update(grads, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    return transform.init, update
+
+
+def _plain(optimizer: optax.GradientTransformation, params: Tree, specs: Tree, stage: str | None):
+    """The optimiser under automatic sharding: init, update and the state's specs."""
+    init, update = _updater(optimizer, stage)
+    return init, update, state_specs(jax.eval_shape(init, params), params, specs)
+
+
+def _manual(
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    params: Tree,
+    specs: Tree,
+    worker_axis: str,
+    stage: str | None,
+):
+    """As `_plain`, for a distributed optimiser: each device handles its own shards."""
+    init, update = _updater(optimizer, stage)
+    shards = jax.shard_map(
+        lambda p: (p, init(p)), mesh=mesh, in_specs=(specs,), out_specs=P(), check_vma=False
+    )
+    params_shard, state_shard = jax.eval_shape(shards, params)
+    opt_specs = state_specs(state_shard, params_shard, specs, worker_axis)
+
+    def outside(state: Tree) -> Tree:
+        return jax.tree.map(
+            lambda node: (
+                jax.tree.map(lambda x: x[None], vary(node, worker_axis))
+                if is_per_worker(node)
+                else node
+            ),
+            state,
+            is_leaf=is_per_worker,
+        )
+
+    def inside(state: Tree) -> Tree:
+        return jax.tree.map(
+            lambda node: jax.tree.map(lambda x: x[0], node) if is_per_worker(node) else node,
+            state,
+            is_leaf=is_per_worker,
+        )
+
+    def init_shards(params: Tree) -> Tree:
+        return outside(init(params))
+
+    def update_shards(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        grads = jax.tree.map(lambda x: x[0], grads)
+        params, state = update(grads, inside(state), params)
+        return params, outside(state)
+
+    stacked = _stacked(specs, worker_axis)
+    return (
+        jax.shard_map(init_shards, mesh=mesh, in_specs=(specs,), out_specs=opt_specs),
+        jax.shard_map(
+            update_shards,
+            mesh=mesh,
+            in_specs=(stacked, opt_specs, specs),
+            out_specs=(specs, opt_specs),
+        ),
+        opt_specs,
+    )
+
+
+def _stacked(specs: Tree, worker_axis: str) -> Tree:
+    return jax.tree.map(
+        lambda spec: P(worker_axis, *spec), specs, is_leaf=lambda node: isinstance(node, P)
+    )
+
+
+def _local_gradients(
+    loss_fn: LossFn, mesh: Mesh, specs: Tree, worker_axis: str, microbatches: int
+) -> Callable[..., Any]:
+    """Each worker's own gradients, stacked along a leading axis, and averaged metrics.
+
+    Manual over the worker axis alone: the compiler still splits the model over the others.
+    """
+    parts = functools.partial(_cut, parts=microbatches, mesh=None)
+    compute = _averaged(
+        local_value_and_grad(loss_fn, worker_axis, has_aux=True), microbatches, parts
+    )
+
+    def of_worker(params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Any, Tree]:
+        key = jax.random.fold_in(key, jax.lax.axis_index(worker_axis))
+        value, grads = compute(params, frozen, batch, key)
+        return jax.lax.pmean(value, worker_axis), jax.tree.map(lambda x: x[None], grads)
+
+    mapped = jax.shard_map(
+        of_worker,
+        mesh=mesh,
+        axis_names={worker_axis},
+        in_specs=(P(), P(), P(worker_axis), P()),
+        out_specs=(P(), P(worker_axis)),
+    )
+    placed = named(mesh, _stacked(specs, worker_axis))
+
+    def gradients(params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Any, Tree]:
+        value, grads = mapped(params, frozen, batch, key)
+        return value, jax.lax.with_sharding_constraint(grads, placed)
+
+    return gradients
+
+
+def _averaged(
+    compute: Callable[..., Any], microbatches: int, parts: Callable[[Array], Array]
+) -> Callable[..., Any]:
+    """Value and gradient of a batch as the mean over its parts."""
+    if microbatches == 1:
+        return compute
+
+    def averaged(params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Any, Tree]:
+        def part(index: Array, rows: Tree) -> tuple[Any, Tree]:
+            return compute(params, frozen, rows, jax.random.fold_in(key, index))
+
+        def add(total: Any, xs: tuple[Array, Tree]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, part(*xs)), None
+
+        rows = jax.tree.map(parts, batch)
+        first = part(jnp.int32(0), jax.tree.map(lambda x: x[0], rows))
+        rest = jax.tree.map(lambda x: x[1:], rows)
+        total, _ = jax.lax.scan(add, first, (jnp.arange(1, microbatches), rest))
+        return jax.tree.map(lambda x: x / microbatches, total)
+
+    return averaged
+
+
+def _cut(x: Array, parts: int, mesh: Mesh | None) -> Array:
     """(rows, ...) -> (parts, rows / parts, ...), where each device cuts its own rows."""
-    shards = data_axis_size(mesh)
+    shards = 1 if mesh is None else data_axis_size(mesh)
     if x.shape[0] % (shards * parts):
         raise ValueError(
             f"{x.shape[0]} rows do not divide into {parts} microbatches on each of {shards} devices"
         )
     rows = x.shape[0] // (shards * parts)
     x = x.reshape(shards, parts, rows, *x.shape[1:]).swapaxes(0, 1)
-    x = jax.lax.with_sharding_constraint(x, named(mesh, batch_spec(mesh, 1)))
+    if mesh is not None:
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, batch_spec(mesh, 1)))
     return x.reshape(parts, shards * rows, *x.shape[3:])

@@ -1,0 +1,16 @@
+"""Collectives that JAX does not have: means over workers that send compressed messages."""
+
+from rlib.collectives.axes import all_gather, is_manual, require_local, vary, varying_axes
+from rlib.collectives.mean import ChunkedMean, chunk_length, compressed_mean, gathered_mean
+
+__all__ = [
+    "ChunkedMean",
+    "all_gather",
+    "chunk_length",
+    "compressed_mean",
+    "gathered_mean",
+    "is_manual",
+    "require_local",
+    "vary",
+    "varying_axes",
+]

@@ -1,0 +1,31 @@
+"""Optax gradient transformations."""
+
+from rlib.optim.error_feedback import (
+    ErrorFeedbackState,
+    econtrol,
+    scale_by_econtrol,
+    scale_by_ef21,
+    scale_by_error_compensation,
+)
+from rlib.optim.guards import SkipNonfiniteState, clip_by_global_norm, skip_nonfinite
+from rlib.optim.onebit_adam import (
+    OnebitAdamState,
+    onebit_adam,
+    scale_by_onebit_adam,
+    second_moment_stability,
+)
+
+__all__ = [
+    "ErrorFeedbackState",
+    "OnebitAdamState",
+    "SkipNonfiniteState",
+    "clip_by_global_norm",
+    "econtrol",
+    "onebit_adam",
+    "scale_by_econtrol",
+    "scale_by_ef21",
+    "scale_by_error_compensation",
+    "scale_by_onebit_adam",
+    "second_moment_stability",
+    "skip_nonfinite",
+]

@@ -1,0 +1,245 @@
+"""1-bit Adam: momentum in one bit a coordinate, once the second moment is stable.
+
+Tang et al., "1-bit Adam: Communication Efficient Large-Scale Training with Adam's Convergence
+Speed", arXiv 2102.02888.
+
+Deviations
+
+| | paper | official code | here |
+|---|---|---|---|
+| bias correction | none | accepted, ignored | none |
+| padding | not said | counted in scales, filled with signs | not counted, 0 |
+| coordinates with v = 0 | not said | a mask that the user gives | mask v > v_floor, from v itself |
+| first step after start | as others | gradient dropped, dummy exchange | as others |
+| errors in a checkpoint | not said | reset | kept; another number of workers by policy |
+| messages | not said | one exchange a tensor | one exchange for all tensors, a scale a tensor |
+| end of warm-up | stability of v, or a share | a number of steps | either |
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from rlib.collectives import chunk_length, compressed_mean, require_local
+from rlib.optim.guards import sum_over_shards
+from rlib.parallel import PerWorker
+
+Tree = Any
+Stage = Literal["warmup", "compressed"]
+
+
+class OnebitAdamState(NamedTuple):
+    """State of `scale_by_onebit_adam`.
+
+    Fields:
+        count: steps done.
+        m: momentum, the same on all workers (in the compressed stage the compressed mean).
+        v: second moment; constant in the compressed stage.
+        v_norms: sum over parameters of v / (1 - b2^t) after each of the last steps of the warm-up,
+            oldest first; 0 before there were so many.
+        worker_error: what a worker's messages have left out, like the parameters.
+        server_error: what a worker, as the server of its chunk of each tensor, has left out.
+    """
+
+    count: Int[Array, ""]  # type: ignore[assignment]
+    m: Tree
+    v: Tree
+    v_norms: Float[Array, " window"]
+    worker_error: PerWorker
+    server_error: PerWorker
+
+
+def scale_by_onebit_adam(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    *,
+    axis_name: str | None = None,
+    warmup_steps: int | None = None,
+    v_floor: float = 1e-10,
+    scale: Literal["l2", "l1"] = "l2",
+    compress: Tree | Callable[[Tree], Tree] | None = None,
+    error_feedback: bool = True,
+    window: int = 100,
+) -> optax.GradientTransformationExtraArgs:
+    """m / (sqrt(v) + eps) with m exchanged in full while v settles, then in one bit a coordinate.
+
+    Give it local gradients, inside `shard_map` or `vmap` over `axis_name` (`make_train_step` with
+    `worker_axis=` does). `update(..., stage="warmup" | "compressed")` says which stage to compile;
+    without `stage`, `warmup_steps` decides inside the program, which then holds both stages'
+    collectives. Before it in a chain: what acts on local gradients and asks the same of all
+    workers (`rlib.optim.clip_by_global_norm`, `skip_nonfinite`). After it: anything.
+
+    Args:
+        b1, b2, eps: as Adam's; eps is added outside the root, and nothing corrects the bias.
+        axis_name: axis of the workers; None for one worker.
+        warmup_steps: length of the warm-up where `stage` is not given.
+        v_floor: in the compressed stage coordinates with v <= v_floor are left alone: one bit
+            cannot say 0, and m / sqrt(v) would explode. In units of squared gradients.
+        scale: magnitude of the signs; "l2" is published, "l1" is a contraction.
+        compress: booleans like the parameters, or a function of them that returns such: False
+            keeps full Adam, with an uncompressed mean, for a tensor. All True if None.
+        error_feedback: False forgets what messages leave out; for ablation.
+        window: over how many steps the stability of v is measured (`second_moment_stability`).
+    """
+
+    def chosen(tree: Tree) -> list[bool]:
+        flags = compress(tree) if callable(compress) else compress
+        if flags is None:
+            return [True] * len(jax.tree.leaves(tree))
+        return [bool(flag) for flag in jax.tree.leaves(flags)]
+
+    def init(params: Tree) -> OnebitAdamState:
+        workers = 1 if axis_name is None else lax.axis_size(axis_name)
+        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+        server = jax.tree.map(
+            lambda x: jnp.zeros(chunk_length(x.size, workers), jnp.float32), params
+        )
+        return OnebitAdamState(
+            count=jnp.zeros((), jnp.int32),
+            m=zeros(),
+            v=zeros(),
+            v_norms=jnp.zeros(window + 1, jnp.float32),
+            worker_error=PerWorker(zeros()),
+            server_error=PerWorker(server, "concatenate"),
+        )
+
+    def mean(tree: Tree) -> Tree:
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def moments(grads: Tree, m: Tree, v: Tree) -> tuple[Tree, Tree]:
+        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
+        return m, jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, v, grads)
+
+    def warm(grads: Tree, state: OnebitAdamState) -> OnebitAdamState:
+        m, v = moments(mean(grads), state.m, state.v)
+        correction = 1 - b2 ** (state.count + 1).astype(jnp.float32)
+        norm = sum_over_shards([jnp.sum(x) for x in jax.tree.leaves(v)], axis_name) / correction
+        v_norms = jnp.append(state.v_norms[1:], norm)
+        return state._replace(m=m, v=v, v_norms=v_norms)
+
+    def compressed(grads: Tree, state: OnebitAdamState) -> OnebitAdamState:
+        structure: Any = jax.tree.structure(grads)
+        leaves = jax.tree.leaves(grads)
+        flags = chosen(grads)
+        parts = [structure.flatten_up_to(t) for t in (state.m, state.v)]
+        errors = [
+            structure.flatten_up_to(t.value) for t in (state.worker_error, state.server_error)
+        ]
+        columns = (leaves, *parts, *errors)
+        in_full = [i for i, flag in enumerate(flags) if not flag]
+        in_bits = [i for i, flag in enumerate(flags) if flag]
+        some = [[column[i] for i in in_bits] for column in columns]
+        g, m, v, worker_error, server_error = some
+        rebuilt = [b1 * a + (1 - b1) * b for a, b in zip(m, g, strict=True)]
+        exchanged = compressed_mean(
+            rebuilt,
+            worker_error,
+            server_error,
+            axis_name,
+            mask=[x > v_floor for x in v],
+            scale=scale,
+        )
+        new = {name: list(column) for name, column in zip("mvws", columns[1:], strict=True)}
+        for place, i in enumerate(in_bits):
+            new["m"][i] = exchanged.mean[place]
+            if error_feedback:
+                new["w"][i] = exchanged.worker_error[place]
+                new["s"][i] = exchanged.server_error[place]
+        full = mean([leaves[i] for i in in_full])
+        for g_i, i in zip(full, in_full, strict=True):
+            new["m"][i], new["v"][i] = moments(g_i, columns[1][i], columns[2][i])
+        return state._replace(
+            m=structure.unflatten(new["m"]),
+            v=structure.unflatten(new["v"]),
+            worker_error=PerWorker(structure.unflatten(new["w"])),
+            server_error=PerWorker(structure.unflatten(new["s"]), "concatenate"),
+        )
+
+    def update(
+        updates: Tree,
+        state: OnebitAdamState,
+        params: Tree = None,
+        *,
+        stage: Stage | None = None,
+        **_: Any,
+    ) -> tuple[Tree, OnebitAdamState]:
+        if axis_name is not None:
+            require_local(updates, axis_name, "scale_by_onebit_adam")
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
+        if stage is None:
+            if warmup_steps is None:
+                raise ValueError("scale_by_onebit_adam: give warmup_steps, or stage to update")
+            new = lax.cond(state.count < warmup_steps, warm, compressed, grads, state)
+        elif stage in ("warmup", "compressed"):
+            new = (warm if stage == "warmup" else compressed)(grads, state)
+        else:
+            raise ValueError(f'stage={stage!r}: choose "warmup" or "compressed"')
+        new = new._replace(count=state.count + 1)
+        scaled = jax.tree.map(
+            lambda g, m, v: (m / (jnp.sqrt(v) + eps)).astype(g.dtype), updates, new.m, new.v
+        )
+        return scaled, new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def onebit_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    **kwargs: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """x <- x - lr (m / (sqrt(v) + eps) + weight_decay x); others as `scale_by_onebit_adam`.
+
+    Example:
+        >>> tx = onebit_adam(1e-2, warmup_steps=2)
+        >>> params = {"w": jnp.ones(3)}
+        >>> state = tx.init(params)
+        >>> for _ in range(4):
+        ...     updates, state = tx.update({"w": params["w"]}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> bool(params["w"][0] < 1)
+        True
+    """
+    return optax.chain(
+        scale_by_onebit_adam(b1, b2, eps, **kwargs),
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def second_moment_stability(opt_state: Tree) -> float:
+    """||v_{t - window}||_1 / ||v_t||_1 with corrected bias; 0 before the warm-up is that long.
+
+    Near 1 the second moment is stable and the warm-up may end; the paper's rule asks for 0.96 (its
+    window is 1 / (1 - b2) steps, without correction). A host transfer: ask at logging steps.
+
+    Raises:
+        ValueError: a second moment is not finite, or zero throughout a tensor: compressing would
+            start from nothing.
+    """
+    state = _find(opt_state)
+    for path, v in jax.tree_util.tree_leaves_with_path(state.v):
+        total = float(jnp.sum(v))
+        if not np.isfinite(total) or total <= 0:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"the second moment of {name} sums to {total}: the warm-up must go on")
+    norms = np.asarray(state.v_norms)
+    return float(norms[0] / norms[-1]) if norms[-1] > 0 else 0.0
+
+
+def _find(opt_state: Tree) -> OnebitAdamState:
+    is_state = lambda node: isinstance(node, OnebitAdamState)
+    found = [n for n in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(n)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} states of 1-bit Adam in this optimiser state, not one")
+    return found[0]

@@ -1,0 +1,79 @@
+"""Workers of distributed training: local gradients, and state that differs between workers."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rlib.collectives import vary
+
+Tree = Any
+Resize = Literal["mean", "zeros", "concatenate"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerWorker:
+    """State that every worker has for itself.
+
+    Inside a worker (`shard_map` or `vmap`) `value` is the worker's own; outside it has a leading
+    axis, split over the worker axis. Sharding, checkpoints and a change of the number of workers
+    follow from this marker alone.
+
+    Fields:
+        value: a tree of arrays.
+        on_resize: what a checkpoint of another number of workers turns into: "mean" gives every
+            worker the mean, so that means over workers stay; "zeros" starts anew; "concatenate"
+            reads the workers' vectors as one, padded at its end, and cuts it anew.
+    """
+
+    value: Tree
+    on_resize: Resize = dataclasses.field(default="mean", metadata={"static": True})
+
+
+def is_per_worker(node: Any) -> bool:
+    return isinstance(node, PerWorker)
+
+
+def resize_workers(old: PerWorker, shapes: Tree) -> PerWorker:
+    """State of another number of workers, by its marker's policy.
+
+    Args:
+        old: with leading axis n.
+        shapes: tree of the new shapes, leading axis included.
+
+    >>> state = PerWorker(jnp.array([[1.0], [3.0]]))
+    >>> resize_workers(state, (4, 1)).value.ravel().tolist()
+    [2.0, 2.0, 2.0, 2.0]
+    """
+
+    def resize(value: Array, shape: tuple[int, ...]) -> Array:
+        if old.on_resize == "zeros":
+            return jnp.zeros(shape, value.dtype)
+        if old.on_resize == "mean":
+            return jnp.broadcast_to(value.mean(axis=0).astype(value.dtype), shape)
+        flat = value.reshape(-1)
+        size = shape[0] * shape[1]
+        flat = jnp.pad(flat, (0, max(0, size - flat.size)))[:size]
+        return flat.reshape(shape)
+
+    is_shape = lambda node: isinstance(node, tuple) and all(isinstance(n, int) for n in node)
+    leaves = zip(jax.tree.leaves(old.value), jax.tree.leaves(shapes, is_leaf=is_shape), strict=True)
+    structure: Any = jax.tree.structure(old.value)
+    resized = structure.unflatten([resize(value, shape) for value, shape in leaves])
+    return PerWorker(resized, old.on_resize)
+
+
+def local_value_and_grad(
+    loss_fn: Callable[..., Any], axis_name: str, *, has_aux: bool = False
+) -> Callable[..., Any]:
+    """`jax.value_and_grad` by the first argument, whose gradient stays the worker's own.
+
+    Under `shard_map` the gradient of replicated parameters would arrive summed over the axis: the
+    parameters are made varying first. No collective is compiled.
+    """
+    differentiate = jax.value_and_grad(loss_fn, has_aux=has_aux)
+    return lambda params, *args: differentiate(vary(params, axis_name), *args)

@@ -1,0 +1,197 @@
+"""1-bit Adam against its specification's hand cases, laws and limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlib.optim import onebit_adam, scale_by_onebit_adam, second_moment_stability
+from rlib.optim.onebit_adam import OnebitAdamState
+
+
+def workers(tx, grads, params, steps_and_stages):
+    """Run `tx` on n workers by vmap. grads: (n, d) or a function of the step."""
+    n = 2 if callable(grads) else len(grads)
+    state = jax.vmap(lambda _: tx.init(params), axis_name="data")(jnp.arange(n))
+    history = []
+    for step, stage in enumerate(steps_and_stages):
+        g = jnp.asarray(grads(step) if callable(grads) else grads, jnp.float32)
+        one = lambda g, s, stage=stage: tx.update(g, s, params, stage=stage)
+        updates, state = jax.vmap(one, axis_name="data")(g, state)
+        history.append((updates, state))
+    return history
+
+
+def test_the_specifications_hand_case_over_two_steps():
+    tx = scale_by_onebit_adam(axis_name="data", v_floor=-1.0)
+    grads = np.array([[1.0, -2, 3, 0], [-1, 4, 1, 2]])
+    (_, first), (_, second) = workers(tx, grads, jnp.zeros(4), ["compressed"] * 2)
+    np.testing.assert_allclose(first.m[0], [-0.023719, 0.023719, 0.210802, 0.210802], atol=1e-6)
+    np.testing.assert_allclose(second.m[0], [0.01775, 0.01775, 0.333958, 0.333958], atol=1e-6)
+    np.testing.assert_array_equal(first.m[0], first.m[1])
+
+
+def test_a_warm_up_without_end_is_adam_without_bias_correction():
+    draw = np.random.default_rng(0)
+    all_grads = draw.normal(size=(6, 2, 5))
+    tx = scale_by_onebit_adam(axis_name="data")
+    history = workers(tx, lambda t: all_grads[t], jnp.zeros(5), ["warmup"] * 6)
+    m = v = np.zeros(5)
+    for t, (updates, _) in enumerate(history):
+        g = all_grads[t].mean(axis=0)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        np.testing.assert_allclose(updates[0], m / (np.sqrt(v) + 1e-8), rtol=2e-5)
+
+
+def test_nothing_is_lost_over_many_steps():
+    """m + es + mean e = b1 m_before + (1 - b1) mean g + es_before + mean e_before."""
+    draw = np.random.default_rng(0)
+    all_grads = draw.normal(size=(30, 3, 11)) + 0.5
+    tx = scale_by_onebit_adam(axis_name="data")
+    state = None
+    stages = ["warmup"] * 5 + ["compressed"] * 25
+    n3 = jax.vmap(lambda _: tx.init(jnp.zeros(11)), axis_name="data")(jnp.arange(3))
+    flat = lambda s: np.asarray(s.server_error.value, np.float64).reshape(-1)[:11]
+    mean = lambda s: np.asarray(s.worker_error.value, np.float64).mean(axis=0)
+    state = n3
+    for t, stage in enumerate(stages):
+        before = state
+        one = lambda g, s, stage=stage: tx.update(g, s, stage=stage)
+        _, state = jax.vmap(one, axis_name="data")(jnp.asarray(all_grads[t], jnp.float32), state)
+        if stage == "compressed":
+            left = np.asarray(state.m[0]) + flat(state) + mean(state)
+            right = (
+                0.9 * np.asarray(before.m[0])
+                + 0.1 * all_grads[t].mean(axis=0)
+                + flat(before)
+                + mean(before)
+            )
+            np.testing.assert_allclose(left, right, atol=2e-6)
+            np.testing.assert_array_equal(state.v, before.v)
+
+
+def test_coordinates_without_second_moment_are_left_alone():
+    grads = np.array([[1.0, 0, 2, 0], [3.0, 0, -1, 0]])
+    tx = scale_by_onebit_adam(axis_name="data")
+    history = workers(tx, grads, jnp.zeros(4), ["warmup"] * 3 + ["compressed"] * 3)
+    updates, state = history[-1]
+    np.testing.assert_array_equal(updates[:, [1, 3]], 0)
+    np.testing.assert_array_equal(np.asarray(state.worker_error.value)[:, [1, 3]], 0)
+    assert np.isfinite(updates).all()
+
+
+def test_one_program_with_both_stages_equals_two():
+    draw = np.random.default_rng(0)
+    all_grads = draw.normal(size=(8, 2, 5))
+    by_stage = workers(
+        scale_by_onebit_adam(axis_name="data"),
+        lambda t: all_grads[t],
+        jnp.zeros(5),
+        ["warmup"] * 4 + ["compressed"] * 4,
+    )
+    by_count = workers(
+        scale_by_onebit_adam(axis_name="data", warmup_steps=4),
+        lambda t: all_grads[t],
+        jnp.zeros(5),
+        [None] * 8,
+    )
+    np.testing.assert_allclose(by_stage[-1][0], by_count[-1][0], rtol=1e-6)
+
+
+def test_opted_out_tensors_keep_adam():
+    params = {"a": jnp.zeros(6), "b": jnp.zeros(3)}
+    tx = scale_by_onebit_adam(axis_name="data", compress={"a": True, "b": False})
+    adam = scale_by_onebit_adam(axis_name="data")
+    draw = np.random.default_rng(0)
+    grads = {
+        k: jnp.asarray(draw.normal(size=(2, *v.shape)), jnp.float32) for k, v in params.items()
+    }
+    init = lambda t: jax.vmap(lambda _: t.init(params), axis_name="data")(jnp.arange(2))
+    s, full = init(tx), init(adam)
+    for stage in ["warmup"] * 3 + ["compressed"] * 3:
+        u, s = jax.vmap(lambda g, s, stage=stage: tx.update(g, s, stage=stage), axis_name="data")(
+            grads, s
+        )
+        f, full = jax.vmap(lambda g, s: adam.update(g, s, stage="warmup"), axis_name="data")(
+            grads, full
+        )
+    np.testing.assert_allclose(u["b"], f["b"], rtol=1e-6)
+    assert np.abs(np.asarray(u["a"] - f["a"])).max() > 1e-2
+
+
+def test_without_error_feedback_errors_stay_zero():
+    grads = np.random.default_rng(0).normal(size=(2, 5))
+    tx = scale_by_onebit_adam(axis_name="data", error_feedback=False)
+    _, state = workers(tx, grads, jnp.zeros(5), ["warmup", "compressed", "compressed"])[-1]
+    assert not np.asarray(state.worker_error.value).any()
+
+
+def test_weight_decay_is_decoupled():
+    params = jnp.ones(3)
+    with_decay, without = (onebit_adam(0.1, weight_decay=w, warmup_steps=5) for w in (0.5, 0.0))
+    a, _ = with_decay.update(jnp.ones(3), with_decay.init(params), params)
+    b, _ = without.update(jnp.ones(3), without.init(params), params)
+    np.testing.assert_allclose(a - b, -0.1 * 0.5, rtol=1e-5)
+
+
+def test_stability_of_stationary_gradients_comes_with_time():
+    draw = np.random.default_rng(0)
+    tx = scale_by_onebit_adam(b2=0.9, window=20)
+    state = tx.init(jnp.zeros(200))
+    seen = []
+    for _ in range(60):
+        _, state = tx.update(jnp.asarray(draw.normal(size=200), jnp.float32), state, stage="warmup")
+        seen.append(second_moment_stability((optax.EmptyState(), state)))
+    assert seen[10] == 0
+    assert 0.9 < seen[-1] < 1.1
+
+
+def test_falling_gradients_are_not_stable():
+    tx = scale_by_onebit_adam(b2=0.9, window=10)
+    state = tx.init(jnp.zeros(4))
+    for t in range(30):
+        _, state = tx.update(jnp.full(4, 0.8**t), state, stage="warmup")
+    assert abs(second_moment_stability(state) - 1) > 0.5
+
+
+def test_a_second_moment_that_is_zero_or_not_finite_is_named():
+    params = {"used": jnp.ones(2), "unused": jnp.ones(2)}
+    tx = scale_by_onebit_adam()
+    _, state = tx.update(
+        {"used": jnp.ones(2), "unused": jnp.zeros(2)}, tx.init(params), stage="warmup"
+    )
+    with pytest.raises(ValueError, match="unused"):
+        second_moment_stability(state)
+    broken = state._replace(v={"used": jnp.array([1.0, np.nan]), "unused": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"'used'.*nan"):
+        second_moment_stability(broken)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: scale_by_onebit_adam().update(jnp.ones(2), None), "warmup_steps"),
+        (lambda: scale_by_onebit_adam().update(jnp.ones(2), None, stage="late"), "late"),
+        (
+            lambda: scale_by_onebit_adam(axis_name="data").update(
+                jnp.ones(2), None, stage="warmup"
+            ),
+            "no axis 'data'",
+        ),
+        (lambda: second_moment_stability(optax.EmptyState()), "0 states"),
+    ],
+)
+def test_mistakes(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_half_precision_gradients_keep_float32_state():
+    tx = scale_by_onebit_adam(warmup_steps=1)
+    updates, state = tx.update(jnp.ones(3, jnp.bfloat16), tx.init(jnp.ones(3, jnp.bfloat16)))
+    assert updates.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(state) if x.dtype != jnp.int32} == {
+        jnp.dtype("float32")
+    }
+    assert isinstance(state, OnebitAdamState)
