@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rlib.experiment.errors import UsageError
+from rlib.parallel import PerWorker, is_per_worker, resize_workers
 
 History = dict[str, np.ndarray]
 
@@ -31,7 +36,8 @@ class Checkpoints:
         """Start to save; `data` is an iterator with `get_state`, or None."""
         items = {
             "state": ocp.args.StandardSave(state),
-            "history": ocp.args.StandardSave({"loss": np.zeros(0), **history}),
+            "history": ocp.args.StandardSave(dict(history)),
+            "workers": ocp.args.JsonSave(_worker_layout(state)),
         }
         if data is not None:
             items["data"] = ocp.args.JsonSave(data.get_state())
@@ -41,31 +47,90 @@ class Checkpoints:
         """State (placed as `template`) and history of the newest readable checkpoint, or None.
 
         A checkpoint that cannot be read is deleted with a warning, and the one before it tried.
+        State of another number of workers is converted by its `PerWorker` policy, and said.
         """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._read(step, template, data)
+            except (ValueError, OSError, KeyError) as error:
+                reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+                self._say(
+                    f"checkpoint of step {step} cannot be read ({reason}); trying the one before"
+                )
+                self._manager.delete(step)
+        return None
+
+    def _read(self, step: int, template: Any, data: Any) -> tuple[Any, History]:
+        items = {"workers": ocp.args.JsonRestore()}
+        stored = self._manager.restore(step, args=ocp.args.Composite(**items))["workers"]
+        here = _worker_layout(template)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        items: dict[str, Any] = {
+        if stored != here:
+            abstract = _with_layout(abstract, stored)
+        items = {
             "state": ocp.args.StandardRestore(abstract),
             "history": ocp.args.StandardRestore(),
         }
         if data is not None:
             items["data"] = ocp.args.JsonRestore()
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                found = self._manager.restore(step, args=ocp.args.Composite(**items))
-            except (ValueError, OSError, KeyError) as error:
-                reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-                self._say(
-                    f"checkpoint of step {step} cannot be read, trying the one before: {reason}"
-                )
-                self._manager.delete(step)
-                continue
-            if data is not None:
-                data.set_state(found["data"])
-            return found["state"], {k: np.asarray(v) for k, v in found["history"].items()}
-        return None
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        state = found["state"]
+        if stored != here:
+            state = _resized(state, template, stored)
+            old, new = (layout["shapes"][0][0] for layout in (stored, here))
+            self._say(f"the state of {old} workers was converted to {new}")
+        if data is not None:
+            data.set_state(found["data"])
+        return state, {k: np.asarray(v) for k, v in found["history"].items()}
 
     def close(self) -> None:
         """Wait for saves under way."""
         with contextlib.suppress(RuntimeError):
             self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _worker_layout(state: Any) -> dict[str, list]:
+    """Shapes of all `PerWorker` leaves, and into how many parts their vectors are split."""
+    nodes = [n for n in jax.tree.leaves(state, is_leaf=is_per_worker) if is_per_worker(n)]
+    leaves = jax.tree.leaves(nodes)
+    return {"shapes": [list(x.shape) for x in leaves], "shards": [_parts(x) for x in leaves]}
+
+
+def _parts(leaf: Any) -> int:
+    spec: Any = getattr(leaf.sharding, "spec", ())
+    axes = spec[1] if leaf.ndim == 2 and len(spec) > 1 and spec[1] is not None else ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    return math.prod(leaf.sharding.mesh.shape[axis] for axis in axes)
+
+
+def _with_layout(abstract: Any, layout: dict[str, list]) -> Any:
+    """The template of a checkpoint of other workers: its own shapes, on every device whole."""
+    shapes = iter(layout["shapes"])
+
+    def whole(leaf: Any) -> Any:
+        sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(tuple(next(shapes)), leaf.dtype, sharding=sharding)
+
+    return _map_workers(lambda node: jax.tree.map(whole, node), abstract)
+
+
+def _resized(state: Any, template: Any, stored: dict[str, list]) -> Any:
+    if stored["shards"] != _worker_layout(template)["shards"]:
+        raise UsageError("the number of workers and the tensor sharding changed at once; keep one")
+    shards = iter(stored["shards"])
+    nodes = iter(n for n in jax.tree.leaves(template, is_leaf=is_per_worker) if is_per_worker(n))
+
+    def resize(node: PerWorker) -> PerWorker:
+        like = next(nodes)
+        shapes = jax.tree.map(lambda x: x.shape, like.value)
+        resized = resize_workers(node, shapes, jax.tree.map(lambda _: next(shards), node.value))
+        return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), resized, like)
+
+    return _map_workers(resize, state)
+
+
+def _map_workers(change: Callable[[PerWorker], Any], tree: Any) -> Any:
+    return jax.tree.map(
+        lambda node: change(node) if is_per_worker(node) else node, tree, is_leaf=is_per_worker
+    )

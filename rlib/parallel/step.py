@@ -33,6 +33,8 @@ class TrainState(NamedTuple):
 
     Fields:
         step: steps done, int32.
+        phase, phase_start: which phase of a training the next step belongs to, and `step` at its
+            beginning; `training.fit` sets them.
         params: what the optimiser changes.
         opt_state: the optimiser's state.
         frozen: what the loss needs beside, unchanged by steps (constants of the model).
@@ -40,6 +42,8 @@ class TrainState(NamedTuple):
     """
 
     step: Int[Array, ""]
+    phase: Int[Array, ""]
+    phase_start: Int[Array, ""]
     params: Tree
     opt_state: Tree
     frozen: Tree
@@ -120,24 +124,28 @@ def make_train_step(
         init_optimizer, update, opt_specs = _manual(
             optimizer, mesh, abstract, specs, worker_axis, stage
         )
+    replicated: Any = NamedSharding(mesh, P())
     shardings = TrainState(
-        step=NamedSharding(mesh, P()),  # type: ignore[arg-type]
+        step=replicated,
+        phase=replicated,
+        phase_start=replicated,
         params=named(mesh, specs),
         opt_state=named(mesh, opt_specs),
         frozen=named(mesh, parameter_specs(mesh, abstract_frozen, rules)),
-        key=NamedSharding(mesh, P()),  # type: ignore[arg-type]
+        key=replicated,
     )
 
     def init(params: Tree, frozen: Tree = (), key: Array | None = None) -> TrainState:
         key = jax.random.key(0) if key is None else key
-        return TrainState(jnp.zeros((), jnp.int32), params, init_optimizer(params), frozen, key)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, zero, zero, params, init_optimizer(params), frozen, key)
 
     def step(state: TrainState, batch: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         (loss, metrics), grads = gradients(state.params, state.frozen, batch, key)
         params, opt_state = update(grads, state.opt_state, state.params)
         metrics = {"loss": loss, **metrics}
-        return TrainState(state.step + 1, params, opt_state, state.frozen, state.key), metrics
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return TrainStep(
         init=jax.jit(init, out_shardings=shardings),

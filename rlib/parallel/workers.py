@@ -38,33 +38,37 @@ def is_per_worker(node: Any) -> bool:
     return isinstance(node, PerWorker)
 
 
-def resize_workers(old: PerWorker, shapes: Tree) -> PerWorker:
+def resize_workers(old: PerWorker, shapes: Tree, shards: Tree | None = None) -> PerWorker:
     """State of another number of workers, by its marker's policy.
 
     Args:
         old: with leading axis n.
         shapes: tree of the new shapes, leading axis included.
+        shards: for "concatenate", into how many parts of its own length each worker's vector is
+            split by the mesh's other axes; 1 if None.
 
     >>> state = PerWorker(jnp.array([[1.0], [3.0]]))
     >>> resize_workers(state, (4, 1)).value.ravel().tolist()
     [2.0, 2.0, 2.0, 2.0]
     """
 
-    def resize(value: Array, shape: tuple[int, ...]) -> Array:
+    def resize(value: Array, shape: tuple[int, ...], parts: int) -> Array:
         if old.on_resize == "zeros":
             return jnp.zeros(shape, value.dtype)
         if old.on_resize == "mean":
             return jnp.broadcast_to(value.mean(axis=0).astype(value.dtype), shape)
-        flat = value.reshape(-1)
-        size = shape[0] * shape[1]
-        flat = jnp.pad(flat, (0, max(0, size - flat.size)))[:size]
-        return flat.reshape(shape)
+        whole = value.reshape(value.shape[0], parts, -1).swapaxes(0, 1).reshape(parts, -1)
+        size = shape[0] * shape[1] // parts
+        whole = jnp.pad(whole, ((0, 0), (0, max(0, size - whole.shape[1]))))[:, :size]
+        return whole.reshape(parts, shape[0], -1).swapaxes(0, 1).reshape(shape)
 
     is_shape = lambda node: isinstance(node, tuple) and all(isinstance(n, int) for n in node)
-    leaves = zip(jax.tree.leaves(old.value), jax.tree.leaves(shapes, is_leaf=is_shape), strict=True)
+    leaves = jax.tree.leaves(old.value)
+    targets = jax.tree.leaves(shapes, is_leaf=is_shape)
+    counts = [1] * len(leaves) if shards is None else jax.tree.leaves(shards)
     structure: Any = jax.tree.structure(old.value)
-    resized = structure.unflatten([resize(value, shape) for value, shape in leaves])
-    return PerWorker(resized, old.on_resize)
+    resized = [resize(*each) for each in zip(leaves, targets, counts, strict=True)]
+    return PerWorker(structure.unflatten(resized), old.on_resize)
 
 
 def local_value_and_grad(

@@ -18,10 +18,17 @@ BatchAt = Callable[[Tree, Int[Array, ""]], Tree]
 
 
 class Phase(NamedTuple):
-    """Steps of one program, for example a warm-up: `steps` calls of `train.step`."""
+    """Steps of one program, for example a warm-up.
+
+    Fields:
+        train: the step; the phases of a training share the shapes of its state.
+        steps: calls of `train.step`, at most.
+        until: asked between device calls, with the state; True ends the phase.
+    """
 
     train: TrainStep
     steps: int
+    until: Callable[[TrainState], bool] | None = None
 
 
 def whole_batch(data: Tree, step: Int[Array, ""]) -> Tree:
@@ -38,16 +45,16 @@ def fit(
     chunk: int = 100,
     on_chunk: Callable[[TrainState, History], None] | None = None,
 ) -> tuple[TrainState, History]:
-    """Train until the phases' steps are done; continues from `state.step`.
+    """Train until the phases are done; continues where `state` stands.
 
     `chunk` steps run as one device call, and the host looks at metrics and time in between only.
     A phase is compiled once, whatever the number of steps; the state's buffers are donated.
 
     Args:
-        phases: in order; a phase whose steps lie before `state.step` is skipped.
+        phases: in order; `state.phase` says which one comes next.
         state: from `train.init` or a checkpoint. Its buffers are used up.
         data: device-resident arrays, from which `batch_at` picks a batch inside the compiled loop,
-            or an iterator of host batches, which must stand where `state.step` is.
+            or an iterator of host batches, which must stand where `state` does.
         batch_at: (data, step) -> batch; a module-level function, since it is a key of jit's cache.
         chunk: steps per device call; about 2 s of work or less keeps Ctrl-C kind.
         on_chunk: called after each chunk with the state and the metrics since `fit` began.
@@ -58,24 +65,27 @@ def fit(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: a device call runs at least one step")
     history: dict[str, list[np.ndarray]] = {}
-    done = int(state.step)
-    end = 0
-    for phase in phases:
-        end += phase.steps
-        while done < end:
-            count = min(chunk, end - done)
+    done, start = int(state.step), int(state.phase_start)
+    for index in range(int(state.phase), len(phases)):
+        train, steps, until = phases[index]
+        while done - start < steps:
+            if until is not None and done > start and until(state):
+                break
+            count = min(chunk, start + steps - done)
             if isinstance(data, Iterator):
-                batches = _block(data, count, chunk, phase.train)
-                state, metrics = _run_streamed(state, batches, count, chunk, phase.train.step)
+                batches = _block(data, count, chunk, train)
+                state, metrics = _run_streamed(state, batches, count, chunk, train.step)
             else:
-                state, metrics = _run_resident(
-                    state, data, count, chunk, phase.train.step, batch_at
-                )
+                state, metrics = _run_resident(state, data, count, chunk, train.step, batch_at)
             for name, values in metrics.items():
                 history.setdefault(name, []).append(np.asarray(values)[:count])
             done += count
             if on_chunk is not None:
                 on_chunk(state, _joined(history))
+        if index + 1 < len(phases):
+            start = done
+            phase, phase_start = place(train.mesh, (np.int32(index + 1), np.int32(start)))
+            state = state._replace(phase=phase, phase_start=phase_start)
     return state, _joined(history)
 
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from rich.console import Console
 
 from rlib.experiment import Run, Stopped, named_key
 from rlib.experiment.checkpoint import Checkpoints
 from rlib.experiment.store import decode, encode, write_atomic
+from rlib.optim import onebit_adam
 from rlib.parallel import make_mesh, make_train_step, shard_batch
 from rlib.training import Phase
 
@@ -161,3 +163,54 @@ def test_checkpoints_move_to_another_mesh(tmp_path, training):
     assert restored.params.sharding.mesh.size == 2
     np.testing.assert_array_equal(*(jax.random.key_data(s.key) for s in (restored, state)))
     np.testing.assert_array_equal(history["loss"], np.ones(1))
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"data": 4}, {"data": 2, "model": 2}])
+def test_checkpoints_of_another_number_of_workers_are_converted(tmp_path, sizes):
+    """Means of errors stay, server errors stay coordinate by coordinate, and training goes on."""
+    from etils import epath
+
+    tx = onebit_adam(0.1, axis_name="data", v_floor=-1.0)
+    rules = {"mlp": "model"}
+    draw = np.random.default_rng(0)
+    params = {"w": nnx.Param(jnp.zeros((6, 10)), out_sharding=(None, "mlp"), eager_sharding=False)}
+
+    def target(params, frozen, batch, key):
+        return jnp.mean((batch[:, :6] @ params["w"][...] - batch[:, 6:]) ** 2), {}
+
+    def build(sizes):
+        mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+        return make_train_step(
+            target, tx, mesh, params, worker_axis="data", stage="compressed", rules=rules
+        )
+
+    model = {k: v for k, v in sizes.items() if k != "data"}
+    old, new = build({"data": 4 if sizes["data"] == 2 else 2, **model}), build(sizes)
+    batch = draw.normal(size=(16, 16)).astype(np.float32)
+    state = old.init(params)
+    for _ in range(3):
+        state, _ = old.step(state, shard_batch(old.mesh, batch))
+    saver = Checkpoints(epath.Path(tmp_path / "c"), print)
+    saver.save(3, state, {"loss": np.ones(3)})
+    saver.close()
+    said = []
+    reader = Checkpoints(epath.Path(tmp_path / "c"), said.append)
+    restored, _ = reader.restore(new.init(params))
+    reader.close()
+    assert len(said) == 1
+    assert "workers was converted" in said[0]
+    before, after = (s.opt_state[0] for s in (state, restored))
+    errors = [np.asarray(s.worker_error.value["w"][...]) for s in (before, after)]
+    assert errors[1].shape[0] == sizes["data"]
+    np.testing.assert_allclose(errors[0].mean(axis=0), errors[1].mean(axis=0), atol=1e-6)
+
+    def by_coordinate(s, n):
+        parts = sizes.get("model", 1)
+        value = np.asarray(s.server_error.value["w"][...]).reshape(n, parts, -1)
+        return value.swapaxes(0, 1).reshape(parts, -1)[:, : 60 // parts]
+
+    n_old = 4 if sizes["data"] == 2 else 2
+    np.testing.assert_array_equal(by_coordinate(before, n_old), by_coordinate(after, sizes["data"]))
+    np.testing.assert_array_equal(np.asarray(before.m["w"][...]), np.asarray(after.m["w"][...]))
+    _, metrics = new.step(restored, shard_batch(new.mesh, batch))
+    assert np.isfinite(float(metrics["loss"]))

@@ -124,7 +124,8 @@ def test_state_of_workers_has_their_axis_and_no_other():
 
 def collectives(built):
     text = built.step.lower(jax.eval_shape(built.init, PARAMS), BATCH).compile().as_text()
-    pattern = r"= \(?(\w+)\[([\d,]*)\].* (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    pattern = rf"= \(?(\w+)\[([\d,]*)\].* ({kinds})\("
     return [(kind, dtype, shape) for dtype, shape, kind in re.findall(pattern, text)]
 
 

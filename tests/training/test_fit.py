@@ -74,6 +74,32 @@ def test_phases_follow_each_other_and_are_skipped_when_done(built):
     chex.assert_trees_all_equal(again.params, state.params)
 
 
+def test_a_phase_ends_when_it_is_told_to_and_a_restart_remembers(built):
+    train, data = built
+    slow = make_train_step(loss, optax.sgd(0.0), train.mesh, jnp.zeros(1))
+    phases = [Phase(train, 50, until=lambda s: float(s.params[0]) > 0.4), Phase(slow, 6)]
+    state, _ = fit(phases, start(train), data, chunk=4)
+    assert int(state.step) == 8 + 6  # 0.8^8 = 0.17: the first look at which w exceeds 0.4
+    assert int(state.phase_start) == 8
+    stops = []
+
+    def stop(state, history):
+        stops.append(jax.tree.map(np.asarray, state._replace(key=None)))
+        if len(stops) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(phases, start(train), data, chunk=4, on_chunk=stop)
+    assert (int(stops[-1].step), int(stops[-1].phase)) == (12, 1)
+    for stopped in stops:
+        again = train.init(jnp.zeros(1))._replace(
+            **{k: v for k, v in stopped._asdict().items() if k != "key"}
+        )
+        ended, _ = fit(phases, jax.device_put(again, train.shardings), data, chunk=4)
+        chex.assert_trees_all_equal(ended.params, state.params)
+        assert int(ended.step) == 14
+
+
 def test_a_stream_gives_what_resident_data_give(built):
     train, data = built
     resident, expected = fit([Phase(train, 13)], start(train), data, chunk=5)
