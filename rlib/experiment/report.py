@@ -184,10 +184,11 @@ class Report:
 
 
 def _cell(row: Row) -> str:
-    digits = 1 if abs(row.mean) >= 10 else 3
-    text = f"{row.mean:.{digits}f}"
+    size = abs(row.mean)
+    style = ".1e" if size >= 1e6 or 0 < size < 0.01 else ".1f" if size >= 10 else ".3f"
+    text = f"{row.mean:{style}}"
     if len(row.values) > 1:
-        text += f" ± {row.spread:.{digits}f}"
+        text += f" ± {row.spread:{style}}"
     return text if row.published is None else f"{text} [{row.published:g}]"
 
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -67,6 +68,7 @@ def scale_by_onebit_adam(
     compress: Tree | Callable[[Tree], Tree] | None = None,
     error_feedback: bool = True,
     window: int = 100,
+    warmup_dtype: Dtype = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
     """m / (sqrt(v) + eps) with m exchanged in full while v settles, then in one bit a coordinate.
 
@@ -86,6 +88,7 @@ def scale_by_onebit_adam(
         compress: booleans like the parameters, or a function of them that returns such: False
             keeps full Adam, with an uncompressed mean, for a tensor. All True if None.
         error_feedback: False forgets what messages leave out; for ablation.
+        warmup_dtype: in which gradients travel where they are averaged in full.
         window: over how many steps the stability of v is measured (`second_moment_stability`).
     """
 
@@ -111,7 +114,10 @@ def scale_by_onebit_adam(
         )
 
     def mean(tree: Tree) -> Tree:
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
+        if axis_name is None:
+            return tree
+        averaged = lax.pmean(jax.tree.map(lambda g: g.astype(warmup_dtype), tree), axis_name)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), averaged)
 
     def moments(grads: Tree, m: Tree, v: Tree) -> tuple[Tree, Tree]:
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)

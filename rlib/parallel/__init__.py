@@ -13,13 +13,22 @@ from rlib.parallel.sharding import (
 )
 from rlib.parallel.step import TrainState, TrainStep, make_train_step
 from rlib.parallel.topology import h100_mesh, tpu_mesh
-from rlib.parallel.workers import PerWorker, is_per_worker, local_value_and_grad, resize_workers
+from rlib.parallel.wire import WireReport, WireRow, wire_bytes, wire_bytes_of_text
+from rlib.parallel.workers import (
+    PerWorker,
+    is_per_worker,
+    local_value_and_grad,
+    on_one_device,
+    resize_workers,
+)
 
 __all__ = [
     "LOGICAL_AXIS_RULES",
     "PerWorker",
     "TrainState",
     "TrainStep",
+    "WireReport",
+    "WireRow",
     "batch_spec",
     "data_axis_size",
     "h100_mesh",
@@ -29,10 +38,13 @@ __all__ = [
     "make_train_step",
     "mesh_shape",
     "named",
+    "on_one_device",
     "parameter_specs",
     "place",
     "resize_workers",
     "shard_batch",
     "state_specs",
     "tpu_mesh",
+    "wire_bytes",
+    "wire_bytes_of_text",
 ]

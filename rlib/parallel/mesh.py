@@ -40,7 +40,15 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     chosen = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(sizes, len(chosen))
-    if chosen[0].platform == "tpu":
+    slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    if chosen[0].platform == "tpu" and slices > 1 and shape[0] % slices == 0:
+        # The first axis crosses the slow network between slices, the others stay inside one.
+        within = (shape[0] // slices, *shape[1:])
+        across = (slices, *[1] * (len(shape) - 1))
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, across, chosen, allow_split_physical_axes=True
+        )
+    elif chosen[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
     else:
         grid = np.asarray(chosen).reshape(shape)

@@ -1,6 +1,5 @@
 """The step builder: from a loss and an optimiser to a sharded, jitted training step."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -115,12 +114,15 @@ def make_train_step(
     specs = parameter_specs(mesh, abstract, rules)
     if worker_axis is None:
         rows = batch_spec(mesh)
-        parts = functools.partial(_cut, parts=microbatches, mesh=mesh)
-        gradients = _averaged(jax.value_and_grad(loss_fn, has_aux=True), microbatches, parts)
+        if microbatches > 1 and data_axis_size(mesh) > 1:
+            # By hand: the compiler would reduce the gradients of every microbatch.
+            gradients = _local_gradients(loss_fn, mesh, specs, rows[0], microbatches, mean=True)
+        else:
+            gradients = _averaged(jax.value_and_grad(loss_fn, has_aux=True), microbatches)
         init_optimizer, update, opt_specs = _plain(optimizer, abstract, specs, stage)
     else:
         rows = P(worker_axis)
-        gradients = _local_gradients(loss_fn, mesh, specs, worker_axis, microbatches)
+        gradients = _local_gradients(loss_fn, mesh, specs, worker_axis, microbatches, mean=False)
         init_optimizer, update, opt_specs = _manual(
             optimizer, mesh, abstract, specs, worker_axis, stage
         )
@@ -240,30 +242,29 @@ def _stacked(specs: Tree, worker_axis: str) -> Tree:
 
 
 def _local_gradients(
-    loss_fn: LossFn, mesh: Mesh, specs: Tree, worker_axis: str, microbatches: int
+    loss_fn: LossFn, mesh: Mesh, specs: Tree, axis: str, microbatches: int, *, mean: bool
 ) -> Callable[..., Any]:
-    """Each worker's own gradients, stacked along a leading axis, and averaged metrics.
+    """Gradients computed per worker: stacked along a leading axis, or their mean.
 
     Manual over the worker axis alone: the compiler still splits the model over the others.
     """
-    parts = functools.partial(_cut, parts=microbatches, mesh=None)
-    compute = _averaged(
-        local_value_and_grad(loss_fn, worker_axis, has_aux=True), microbatches, parts
-    )
+    compute = _averaged(local_value_and_grad(loss_fn, axis, has_aux=True), microbatches)
 
     def of_worker(params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Any, Tree]:
-        key = jax.random.fold_in(key, jax.lax.axis_index(worker_axis))
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         value, grads = compute(params, frozen, batch, key)
-        return jax.lax.pmean(value, worker_axis), jax.tree.map(lambda x: x[None], grads)
+        if mean:
+            return jax.lax.pmean((value, grads), axis)
+        return jax.lax.pmean(value, axis), jax.tree.map(lambda x: x[None], grads)
 
     mapped = jax.shard_map(
         of_worker,
         mesh=mesh,
-        axis_names={worker_axis},
-        in_specs=(P(), P(), P(worker_axis), P()),
-        out_specs=(P(), P(worker_axis)),
+        axis_names={axis},
+        in_specs=(P(), P(), P(axis), P()),
+        out_specs=(P(), P() if mean else P(axis)),
     )
-    placed = named(mesh, _stacked(specs, worker_axis))
+    placed = named(mesh, specs if mean else _stacked(specs, axis))
 
     def gradients(params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Any, Tree]:
         value, grads = mapped(params, frozen, batch, key)
@@ -272,9 +273,7 @@ def _local_gradients(
     return gradients
 
 
-def _averaged(
-    compute: Callable[..., Any], microbatches: int, parts: Callable[[Array], Array]
-) -> Callable[..., Any]:
+def _averaged(compute: Callable[..., Any], microbatches: int) -> Callable[..., Any]:
     """Value and gradient of a batch as the mean over its parts."""
     if microbatches == 1:
         return compute
@@ -286,7 +285,7 @@ def _averaged(
         def add(total: Any, xs: tuple[Array, Tree]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, part(*xs)), None
 
-        rows = jax.tree.map(parts, batch)
+        rows = jax.tree.map(lambda x: _cut(x, microbatches), batch)
         first = part(jnp.int32(0), jax.tree.map(lambda x: x[0], rows))
         rest = jax.tree.map(lambda x: x[1:], rows)
         total, _ = jax.lax.scan(add, first, (jnp.arange(1, microbatches), rest))
@@ -295,15 +294,8 @@ def _averaged(
     return averaged
 
 
-def _cut(x: Array, parts: int, mesh: Mesh | None) -> Array:
-    """(rows, ...) -> (parts, rows / parts, ...), where each device cuts its own rows."""
-    shards = 1 if mesh is None else data_axis_size(mesh)
-    if x.shape[0] % (shards * parts):
-        raise ValueError(
-            f"{x.shape[0]} rows do not divide into {parts} microbatches on each of {shards} devices"
-        )
-    rows = x.shape[0] // (shards * parts)
-    x = x.reshape(shards, parts, rows, *x.shape[1:]).swapaxes(0, 1)
-    if mesh is not None:
-        x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, batch_spec(mesh, 1)))
-    return x.reshape(parts, shards * rows, *x.shape[3:])
+def _cut(x: Array, parts: int) -> Array:
+    """(rows, ...) -> (parts, rows / parts, ...)."""
+    if x.shape[0] % parts:
+        raise ValueError(f"{x.shape[0]} rows on a device do not divide into {parts} microbatches")
+    return x.reshape(parts, -1, *x.shape[1:])

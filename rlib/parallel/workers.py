@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from rlib.collectives import vary
@@ -81,3 +82,29 @@ def local_value_and_grad(
     """
     differentiate = jax.value_and_grad(loss_fn, has_aux=has_aux)
     return lambda params, *args: differentiate(vary(params, axis_name), *args)
+
+
+def on_one_device(
+    optimizer: optax.GradientTransformation, workers: int, axis_name: str
+) -> optax.GradientTransformationExtraArgs:
+    """A distributed optimiser with all of its workers on one device, by `vmap`.
+
+    `update` takes local gradients stacked along a leading axis of workers and returns the one
+    update that all of them agree on; the state keeps every worker's copy.
+
+    >>> mean = optax.stateless(lambda g, _: jax.lax.pmean(g, "data"))
+    >>> tx = on_one_device(mean, 2, "data")
+    >>> tx.update(jnp.array([[1.0], [3.0]]), tx.init(jnp.zeros(1)))[0]
+    Array([2.], dtype=float32)
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Tree) -> Tree:
+        return jax.vmap(lambda _: inner.init(params), axis_name=axis_name)(jnp.arange(workers))
+
+    def update(updates: Tree, state: Tree, params: Tree = None, **extra: Any):
+        one = lambda g, s: inner.update(g, s, params, **extra)
+        agreed, state = jax.vmap(one, axis_name=axis_name)(updates, state)
+        return jax.tree.map(lambda x: x[0], agreed), state
+
+    return optax.GradientTransformationExtraArgs(init, update)

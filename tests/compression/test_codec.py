@@ -23,23 +23,43 @@ from rlib.compression import (
 CODECS = [
     Identity(),
     ScaledSign(),
-    ScaledSign(scale="l1"),
     TopK(fraction=0.1),
     RandK(fraction=0.1),
-    RandK(fraction=0.1, unbiased=True),
     RandK(fraction=0.1, unbiased=True, seeded=True),
-    StochasticQuantization(2),
-    StochasticQuantization(4),
-    StochasticQuantization(8),
+    StochasticQuantization(3),
     NaturalCompression(),
     LowRank(2),
+]
+#: Further constants, of code that the above run through already.
+MORE = [
+    ScaledSign(scale="l1"),
+    RandK(fraction=0.1, unbiased=True),
+    StochasticQuantization(2),
+    StochasticQuantization(8),
 ]
 KEY = jax.random.key(0)
 every_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
 
 
-def compress(codec, key, x):
+encode = jax.jit(lambda codec, key, x: codec.encode(key, x), static_argnums=0)
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def eager(codec, key, x):
     return codec.decode(codec.encode(key, x), x)
+
+
+compress = jax.jit(eager, static_argnums=0)
+many = jax.jit(
+    lambda codec, keys, x: jax.vmap(lambda k: eager(codec, k, x))(keys), static_argnums=0
+)
+
+
+def each(codec, keys, x):
+    return np.stack([compress(codec, k, row) for k, row in zip(keys, x, strict=True)])
 
 
 def bytes_of(codec, shape, dtype=jnp.float32):
@@ -100,9 +120,9 @@ def test_values_travel_in_their_own_dtype():
 
 
 @every_codec
-@pytest.mark.parametrize("shape", [(12, 9), (5000,)])
-def test_cost_without_running_is_the_real_one(codec, shape):
-    payload = codec.encode(KEY, jnp.ones(shape))
+def test_cost_without_running_is_the_real_one(codec):
+    shape = (60, 50)
+    payload = encode(codec, KEY, np.ones(shape, np.float32))
     assert bytes_of(codec, shape) == sum(np.asarray(x).nbytes for x in jax.tree.leaves(payload))
 
 
@@ -113,43 +133,42 @@ def test_cost_without_running_is_the_real_one(codec, shape):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("shape", [(), (7,), (12, 9), (3, 5, 100)])
 def test_shape_and_dtype_come_back(codec, dtype, shape):
-    x = jax.random.normal(KEY, shape, dtype)
-    payload = codec.encode(KEY, x)
-    out = codec.decode(payload, jax.ShapeDtypeStruct(shape, dtype))
+    like = jax.ShapeDtypeStruct(shape, dtype)
+    payload = jax.eval_shape(codec.encode, KEY, like)
+    out = jax.eval_shape(lambda payload: codec.decode(payload, like), payload)
     assert out.shape == shape and out.dtype == dtype
-    assert np.isfinite(np.asarray(out, np.float32)).all()
 
 
 @every_codec
 def test_half_precision_is_the_rounded_float32(codec):
-    x = jax.random.normal(KEY, (12, 9), jnp.bfloat16)
-    wide = compress(codec, KEY, x.astype(jnp.float32))
+    x = normal(12, 9).astype(jnp.bfloat16)
+    wide = np.asarray(compress(codec, KEY, x.astype(np.float32)))
     np.testing.assert_array_equal(compress(codec, KEY, x), wide.astype(jnp.bfloat16))
 
 
 @every_codec
-@pytest.mark.parametrize("shape", [(0,), (3, 0)])
-def test_empty_arrays(codec, shape):
-    out = compress(codec, KEY, jnp.ones(shape))
+def test_empty_arrays(codec):
+    shape = (3, 0)
+    out = compress(codec, KEY, np.ones(shape, np.float32))
     assert out.shape == shape
     assert bytes_of(codec, shape) <= 4  # a scale or a seed at most
 
 
 @every_codec
 def test_jit_and_vmap_and_scan_equal_one_by_one(codec):
-    x = jax.random.normal(KEY, (4, 12, 9))
+    x = normal(4, 12, 9)
     keys = jax.random.split(KEY, 4)
-    one = np.stack([compress(codec, k, row) for k, row in zip(keys, x, strict=True)])
-    together = jax.jit(jax.vmap(lambda k, row: compress(codec, k, row)))(keys, x)
+    one = each(codec, keys, x)
+    together = jax.jit(jax.vmap(lambda k, row: eager(codec, k, row)))(keys, x)
     np.testing.assert_allclose(together, one, rtol=1e-5, atol=1e-5)
-    _, scanned = jax.lax.scan(lambda c, kx: (c, compress(codec, *kx)), 0, (keys, x))
+    _, scanned = jax.lax.scan(lambda c, kx: (c, eager(codec, *kx)), 0, (keys, x))
     np.testing.assert_allclose(scanned, one, rtol=1e-5, atol=1e-5)
 
 
 @every_codec
 def test_mean_over_eight_devices_by_gathering_payloads(codec):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    x, keys = jax.random.normal(KEY, (8, 12, 9)), jax.random.split(KEY, 8)
+    x, keys = normal(8, 12, 9), jax.random.split(KEY, 8)
 
     def mean(keys, x):
         payload = codec.encode(keys[0], x[0])
@@ -158,27 +177,26 @@ def test_mean_over_eight_devices_by_gathering_payloads(codec):
 
     specs = {"in_specs": (P("data"), P("data")), "out_specs": P()}
     gathered = jax.jit(jax.shard_map(mean, mesh=mesh, **specs))(keys, x)
-    one = np.mean([compress(codec, k, row) for k, row in zip(keys, x, strict=True)], axis=0)
+    one = each(codec, keys, x).mean(0)
     np.testing.assert_allclose(gathered, one, rtol=1e-5, atol=1e-5)
 
 
 @every_codec
 def test_codecs_are_values(codec):
     assert hash(codec) == hash(type(codec)(**vars(codec))) and codec == type(codec)(**vars(codec))
-    encode = jax.jit(lambda codec, x: codec.encode(KEY, x), static_argnums=0)
-    assert payload_bytes(encode(codec, jnp.ones(60))) == bytes_of(codec, (60,))
+    assert payload_bytes(encode(codec, KEY, np.ones(60, np.float32))) == bytes_of(codec, (60,))
 
 
 @every_codec
 def test_integers_are_refused(codec):
     with pytest.raises(TypeError, match="floating dtype, and this one is int32"):
-        codec.encode(KEY, jnp.ones((12, 9), jnp.int32))
+        codec.encode(KEY, np.ones((12, 9), np.int32))
 
 
 @pytest.mark.parametrize("codec", [RandK(k=2), StochasticQuantization(4), NaturalCompression()])
 def test_a_missing_key_is_named(codec):
     with pytest.raises(ValueError, match=f"{type(codec).__name__}.*needs a key"):
-        codec.encode(None, jnp.ones(5))
+        codec.encode(None, np.ones(5, np.float32))
 
 
 # Constants: E||C(u) - u||^2 over 4000 keys, each bound with 5 standard errors of that mean.
@@ -187,8 +205,7 @@ SAMPLES = 4000
 
 
 def samples(codec, u):
-    keys = jax.random.split(KEY, SAMPLES)
-    return np.asarray(jax.jit(jax.vmap(lambda k: compress(codec, k, u)))(keys), np.float64)
+    return np.asarray(many(codec, jax.random.split(KEY, SAMPLES), u), np.float64)
 
 
 def assert_mean_error_within(out, u, factor):
@@ -198,7 +215,9 @@ def assert_mean_error_within(out, u, factor):
     return error.mean()
 
 
-@pytest.mark.parametrize("codec", [c for c in CODECS if c.contraction((60,)) is not None], ids=str)
+@pytest.mark.parametrize(
+    "codec", [c for c in CODECS + MORE if c.contraction((60,)) is not None], ids=str
+)
 def test_contraction_constant(codec):
     for u in vectors():
         assert_mean_error_within(samples(codec, u), u, 1 - codec.contraction((60,)))
@@ -219,7 +238,7 @@ def test_sparse_constants_are_reached(codec, tight):
     assert error == pytest.approx(0.9, abs=1e-6)
 
 
-UNBIASED = [c for c in CODECS if c.variance((60,)) is not None]
+UNBIASED = [c for c in CODECS + MORE if c.variance((60,)) is not None]
 
 
 def test_which_codecs_are_unbiased():
@@ -236,11 +255,10 @@ def test_which_codecs_are_unbiased():
 def test_unbiased_with_the_stated_variance(codec):
     for u in vectors():
         out = samples(codec, u)
-        # 420 coordinates in all; 1e-6 for float32, and 5 standard errors of 4000 samples (an event
-        # of probability 2/60 or more a sample, so that the mean is Gaussian enough).
-        slack = 5 * out.std(0) / np.sqrt(SAMPLES) + 1e-6 * np.abs(u).max()
-        rare = out.std(0) == 0
-        assert np.all((np.abs(out.mean(0) - u) <= slack) | rare)
+        # 5 standard errors of the mean of 4000 samples; Bernstein's second term at the same level,
+        # 2/3 * 12.5 * largest / samples, for coordinates that are seldom sent; float32 rounding.
+        slack = 5 * out.std(0) / np.sqrt(SAMPLES) + 8.4 * np.abs(out).max() / SAMPLES
+        assert np.all(np.abs(out.mean(0) - u) <= slack + 1e-6 * np.abs(u).max())
         assert_mean_error_within(out, u, codec.variance((60,)))
 
 
@@ -259,7 +277,11 @@ def test_unbiased_rand_k_variance_is_exact():
 
 # Trees.
 
-TREE = {"a": jnp.array([[3.0, -4.0]]), "b": jnp.array([1.0, -2.0, 2.0, 0.0]), "c": jnp.float32(5)}
+TREE = {
+    "a": np.float32([[3, -4]]),
+    "b": np.float32([1, -2, 2, 0]),
+    "c": np.float32(5),
+}
 
 
 def test_a_scale_per_leaf_or_one_for_all():

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,13 @@ import pytest
 from rlib.compression import Dense, LowRank, LowRankPayload
 
 
+@partial(jax.jit, static_argnums=0)
+def compress(codec, key, m):
+    return codec.decode(codec.encode(key, m), m)
+
+
 def apply(codec, m, key=None):
-    return np.asarray(codec.decode(codec.encode(key, m), m), np.float64)
+    return np.asarray(compress(codec, key, m), np.float64)
 
 
 def matrix(*singular_values, rows=12, columns=9):

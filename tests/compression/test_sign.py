@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,13 @@ from rlib.compression import ScaledSign
 L2, L1 = ScaledSign(), ScaledSign(scale="l1")
 
 
+@partial(jax.jit, static_argnums=0)
+def compress(codec, u, *mask):
+    return codec.decode(codec.encode(None, u, *mask), u, *mask)
+
+
 def apply(codec, u, *mask):
-    u = jnp.asarray(u, jnp.float32)
-    return np.asarray(codec.decode(codec.encode(None, u, *mask), u, *mask))
+    return np.asarray(compress(codec, np.asarray(u, np.float32), *mask))
 
 
 def test_hand_cases():
@@ -34,8 +40,8 @@ def test_relative_error_of_a_gaussian(codec, limit):
     d = 1_000_000
     u = np.random.default_rng(0).standard_normal(d).astype(np.float32)
     error = np.sum((u - apply(codec, u)) ** 2) / np.sum(u**2)
-    # The delta method bounds the standard deviation by 1 / sqrt(d); five of them.
-    assert abs(error - limit) < 5 / np.sqrt(d)
+    # Five standard deviations: by the delta method .42 / sqrt(d) for l2, .34 / sqrt(d) for l1.
+    assert abs(error - limit) < 5 * 0.42 / np.sqrt(d)
 
 
 @pytest.mark.parametrize("d", [1, 2, 5, 1000, 1025, 40_000])
@@ -63,7 +69,7 @@ def test_mask_is_the_codec_of_what_remains(codec):
 
 @pytest.mark.parametrize("codec", [L2, L1])
 def test_masked_values_do_not_count_even_when_not_finite(codec):
-    u, mask = jnp.array([jnp.nan, 2.0, -jnp.inf, -2.0]), jnp.array([False, True, False, True])
+    u, mask = np.float32([np.nan, 2.0, -np.inf, -2.0]), np.array([False, True, False, True])
     np.testing.assert_array_equal(apply(codec, u, mask), [0, 2, 0, -2])
 
 
