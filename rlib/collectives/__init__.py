@@ -1,7 +1,13 @@
 """Collectives that JAX does not have: means over workers that send compressed messages."""
 
 from rlib.collectives.axes import all_gather, is_manual, require_local, vary, varying_axes
-from rlib.collectives.mean import ChunkedMean, chunk_length, compressed_mean, gathered_mean
+from rlib.collectives.mean import (
+    ChunkedMean,
+    chunk_length,
+    compressed_mean,
+    gathered_mean,
+    rounded_mean,
+)
 
 __all__ = [
     "ChunkedMean",
@@ -11,6 +17,7 @@ __all__ = [
     "gathered_mean",
     "is_manual",
     "require_local",
+    "rounded_mean",
     "vary",
     "varying_axes",
 ]

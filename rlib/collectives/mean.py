@@ -79,6 +79,27 @@ def _groups(leaves: list[Array], axis_name: str | None) -> list[list[int]]:
     return list(groups.values())
 
 
+def rounded_mean(tree: Tree, axis_name: str, dtype: Any) -> Tree:
+    """Mean over workers of messages rounded to a dtype of two bytes, summed in float32.
+
+    What a reduction in that dtype would send, without its rounding of partial sums, and on every
+    back end: a CPU would sum bfloat16 as float32.
+    """
+
+    def mean(x: Array) -> Array:
+        n = lax.axis_size(axis_name)
+        length = chunk_length(x.size, n)
+        rows = jnp.pad(x.reshape(-1), (0, n * length - x.size)).reshape(n, length)
+        bits = lax.bitcast_convert_type(rows.astype(dtype), jnp.uint16)
+        bits = lax.all_to_all(vary(bits, axis_name), axis_name, 0, 0, tiled=True)
+        total = jnp.mean(lax.bitcast_convert_type(bits, dtype).astype(jnp.float32), axis=0)
+        bits = all_gather(lax.bitcast_convert_type(total.astype(dtype), jnp.uint16), axis_name)
+        whole = lax.bitcast_convert_type(bits, dtype).reshape(-1)[: x.size]
+        return whole.reshape(x.shape).astype(x.dtype)
+
+    return jax.tree.map(mean, tree)
+
+
 class ChunkedMean(NamedTuple):
     """Result of `compressed_mean`.
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ class Checkpoints:
     def __init__(self, path: epath.Path, say: Callable[[str], None]):
         logging.getLogger("absl").setLevel(logging.ERROR)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self._path = path
         self._manager = ocp.CheckpointManager(path, options=options)
         self._say = say
 
@@ -37,7 +39,13 @@ class Checkpoints:
         items = {
             "state": ocp.args.StandardSave(state),
             "history": ocp.args.StandardSave(dict(history)),
-            "workers": ocp.args.JsonSave(_worker_layout(state)),
+            "layout": ocp.args.JsonSave(
+                {
+                    "shapes": _shapes(state),
+                    "workers": _workers(state),
+                    "checksum": _checksum(state),
+                }
+            ),
         }
         if data is not None:
             items["data"] = ocp.args.JsonSave(data.get_state())
@@ -52,29 +60,38 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._read(step, template, data)
-            except (ValueError, OSError, KeyError) as error:
+            except UsageError:
+                raise
+            except Exception as error:  # damaged files end in whatever TensorStore raises
                 reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
                 self._say(
-                    f"checkpoint of step {step} cannot be read ({reason}); trying the one before"
+                    f"checkpoint of step {step} cannot be read, trying the one before: {reason}"
                 )
-                self._manager.delete(step)
+                self._set_aside(step)
         return None
 
     def _read(self, step: int, template: Any, data: Any) -> tuple[Any, History]:
-        items = {"workers": ocp.args.JsonRestore()}
-        stored = self._manager.restore(step, args=ocp.args.Composite(**items))["workers"]
-        here = _worker_layout(template)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        if stored != here:
-            abstract = _with_layout(abstract, stored)
+        items = {"layout": ocp.args.JsonRestore()}
+        layout = self._manager.restore(step, args=ocp.args.Composite(**items))["layout"]
+        stored, here = layout["workers"], _workers(template)
+        expected = template if stored == here else _with_layout(template, stored)
+        if layout["shapes"] != _shapes(expected):
+            raise UsageError(
+                f"the checkpoint of step {step} holds a state of other shapes than this program's; "
+                "choose a new --workdir, or the code that wrote it"
+            )
         items = {
-            "state": ocp.args.StandardRestore(abstract),
+            "state": ocp.args.StandardRestore(
+                jax.tree.map(ocp.utils.to_shape_dtype_struct, expected)
+            ),
             "history": ocp.args.StandardRestore(),
         }
         if data is not None:
             items["data"] = ocp.args.JsonRestore()
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = found["state"]
+        if _checksum(state) != layout["checksum"]:
+            raise ValueError("its numbers are not those that were written")
         if stored != here:
             state = _resized(state, template, stored)
             old, new = (layout["shapes"][0][0] for layout in (stored, here))
@@ -83,14 +100,38 @@ class Checkpoints:
             data.set_state(found["data"])
         return state, {k: np.asarray(v) for k, v in found["history"].items()}
 
+    def _set_aside(self, step: int) -> None:
+        """Rename a checkpoint, so that it is neither read again nor lost."""
+        with contextlib.suppress(OSError):
+            (self._path / str(step)).rename(self._path / f"unreadable-{step}")
+        self._manager.reload()
+
     def close(self) -> None:
-        """Wait for saves under way."""
-        with contextlib.suppress(RuntimeError):
+        """Wait for saves under way; a save that failed raises here."""
+        try:
             self._manager.wait_until_finished()
-        self._manager.close()
+        finally:
+            self._manager.close()
 
 
-def _worker_layout(state: Any) -> dict[str, list]:
+def _checksum(tree: Any) -> int | None:
+    """Of all bits; None for arrays of which this process holds a part only."""
+    leaves = jax.tree.leaves(tree)
+    if not all(leaf.is_fully_addressable for leaf in leaves):
+        return None
+    total = 0
+    for leaf in leaves:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
+    return total
+
+
+def _shapes(tree: Any) -> list[list[int]]:
+    return [list(leaf.shape) for leaf in jax.tree.leaves(tree)]
+
+
+def _workers(state: Any) -> dict[str, list]:
     """Shapes of all `PerWorker` leaves, and into how many parts their vectors are split."""
     nodes = [n for n in jax.tree.leaves(state, is_leaf=is_per_worker) if is_per_worker(n)]
     leaves = jax.tree.leaves(nodes)
@@ -116,7 +157,7 @@ def _with_layout(abstract: Any, layout: dict[str, list]) -> Any:
 
 
 def _resized(state: Any, template: Any, stored: dict[str, list]) -> Any:
-    if stored["shards"] != _worker_layout(template)["shards"]:
+    if stored["shards"] != _workers(template)["shards"]:
         raise UsageError("the number of workers and the tensor sharding changed at once; keep one")
     shards = iter(stored["shards"])
     nodes = iter(n for n in jax.tree.leaves(template, is_leaf=is_per_worker) if is_per_worker(n))

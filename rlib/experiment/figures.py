@@ -30,7 +30,7 @@ _STYLE: Any = {
     "image.cmap": "gray",
 }
 
-#: Decorator, or context, in which figures get the house's style.
+#: Decorator of functions that draw: in them figures get the house's style.
 styled = mpl.rc_context(_STYLE)
 
 

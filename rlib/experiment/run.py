@@ -1,5 +1,6 @@
 """One run of an experiment: its work directory, cache, checkpoints, logs, seeds and figures."""
 
+import contextlib
 import dataclasses
 import hashlib
 import signal
@@ -71,6 +72,7 @@ class Run:
         self._log: MetricsLog | None = None
         self._figures: list[str] = []
         self._stop: int | None = None
+        self._handlers: dict[int, Any] = {}
         self._progress = ProgressView(console if self._first else None)
         self._begun = time.monotonic()
         if workdir is not None and self._first:
@@ -124,6 +126,7 @@ class Run:
             data = encode(compute())
             if self._workdir is not None:
                 write_atomic(self._workdir.unit(unit), data)
+                (self._workdir.path / "checkpoints" / unit).rmtree(missing_ok=True)
                 if self._log is not None:
                     self._log.flush()
         self._progress.end(unit, computed=computed)
@@ -150,6 +153,11 @@ class Run:
         restored = checkpoints.restore(state, source) if checkpoints else None
         if restored is not None:
             state, before = restored
+            if isinstance(data, Iterator) and source is None:
+                raise ValueError(
+                    f"{unit}: its checkpoint is of step {int(state.step)}, and the data iterator "
+                    "has no get_state and set_state to stand there again"
+                )
         if self._log is not None:
             self._log.rewind(unit, int(state.step))
         saved = time.monotonic()
@@ -165,6 +173,8 @@ class Run:
             if self._has_files and (self._agree(int(due)) or stop):
                 checkpoints = checkpoints or self._checkpoints(unit, make=True)
                 assert checkpoints is not None
+                if self._log is not None:
+                    self._log.flush()
                 checkpoints.save(step, state, _joined(before, history), source)
                 saved = time.monotonic()
             if stop:
@@ -239,8 +249,8 @@ class Run:
             self._stop = signum
             self.say("stopping at the next safe place (Ctrl-C again: at once)")
 
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[signum] = signal.signal(signum, stop)
 
     def check(self) -> None:
         """Raise `Stopped` on every process if one was asked to stop."""
@@ -249,9 +259,14 @@ class Run:
             raise Stopped(stop)
 
     def close(self) -> None:
+        """Release the work directory and the signals; never raises."""
         self._progress.close()
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):  # a full disk was told before
+                self._log.close()
         if self._workdir is not None:
             self._workdir.close()
 

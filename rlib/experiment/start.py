@@ -100,7 +100,7 @@ def _shadowed(name: str, here: Path, folder: Path) -> int:
 def run_guarded(main: FunctionType, name: str, argv: list[str], memory_keys: Sequence[str]) -> int:
     """Run, and turn every way to fail into one line and an exit status."""
     errors = Console(stderr=True, soft_wrap=True)
-    resume = ""
+    resume = workdir = ""
 
     def fail(line: str) -> int:
         errors.print(f"{name}: {line}", markup=False, highlight=False)
@@ -118,8 +118,7 @@ def run_guarded(main: FunctionType, name: str, argv: list[str], memory_keys: Seq
             console.width = 120
         _start_devices(config, values)
         workdir = values["workdir"] or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-        kept = [arg for arg in argv if not arg.lstrip("-").startswith("workdir")]
-        resume = shlex.join(["python", "-m", f"experiments.{name}", *kept, f"--workdir={workdir}"])
+        resume = _command(name, values, overrides, workdir)
         run = Run(
             workdir,
             experiment=name,
@@ -158,9 +157,11 @@ def run_guarded(main: FunctionType, name: str, argv: list[str], memory_keys: Seq
         traceback.print_exc()
         return fail(f"failed; what is done is saved. Continue with: {resume}")
     except OSError as error:
-        if error.errno is None:
+        trouble = write_trouble(error, workdir)
+        if trouble is None:
             traceback.print_exc()
-        return fail(write_trouble(error, resume.rpartition("=")[2]))
+            trouble = f"failed; what is done is saved. Continue with: {resume}"
+        return fail(trouble)
     except Exception:
         traceback.print_exc()
         return fail(
@@ -185,6 +186,16 @@ def _parse(name: str, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     return {flag: values[flag].value for flag in values}, overrides
 
 
+def _command(name: str, values: dict[str, Any], overrides: list[str], workdir: str) -> str:
+    """The command line that continues this run."""
+    words = ["python", "-m", f"experiments.{name}", f"--config={values['config']}", *overrides]
+    words += [f"--only={','.join(values['only'])}"] if values["only"] else []
+    for flag in ("seeds", "coordinator", "processes", "process"):
+        words += [f"--{flag}={values[flag]}"] if values[flag] is not None else []
+    words += ["--distributed"] if values["distributed"] else []
+    return shlex.join([*words, f"--workdir={workdir}"])
+
+
 def _help(main: FunctionType, name: str) -> str:
     module = configs.load_module(CHECKOUT / "configs" / f"{name}.py")
     known = configs.flat(module.get_config("default"))
@@ -204,14 +215,20 @@ def _start_devices(config: ConfigDict, values: dict[str, Any]) -> None:
     processes = values["processes"] or 1
     if needed > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(1, needed // processes))
-    if not values["distributed"]:
-        return
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     coordinator, processes, process = (values[k] for k in ("coordinator", "processes", "process"))
     given = [value is not None for value in (coordinator, processes, process)]
-    if any(given) and not all(given):
-        raise UsageError("--coordinator, --processes and --process go together")
-    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=60)
+    if any(given) and not (all(given) and values["distributed"]):
+        raise UsageError("--distributed, --coordinator, --processes and --process go together")
+    if not values["distributed"]:
+        return
+    if all(given) and process >= processes:
+        raise UsageError(f"--process={process}: processes count from 0 to {processes - 1}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=60)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"--distributed: {reason}") from error
 
 
 def _announce(main: FunctionType, run: Run, config: ConfigDict, workdir: str) -> None:

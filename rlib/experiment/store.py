@@ -70,14 +70,21 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
         raise
 
 
-def write_trouble(error: OSError, workdir: Any) -> str:
-    """One line for a write that failed."""
+def write_trouble(error: OSError, workdir: Any) -> str | None:
+    """One line for a write that failed; None for other trouble."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk of {workdir} is full; what was written before is safe: "
             "make room and run the same command with the same --workdir"
         )
-    return f"cannot write to {error.filename or workdir}: {error.strerror or error}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return f"cannot write to {error.filename or workdir}: {error.strerror or error}"
+    return None
+
+
+def _is_foreign(path: epath.Path) -> bool:
+    """Whether a file is none of those that a run makes before its config.json is there."""
+    return path.name != "lock" and not path.name.startswith(".config.json")
 
 
 class WorkDir:
@@ -92,21 +99,23 @@ class WorkDir:
     """
 
     def __init__(self, path: str, identity: Mapping[str, Any]):
-        self.path = epath.Path(path)
+        # Orbax takes absolute paths only.
+        self.path = epath.Path(path if "://" in path else os.path.abspath(path))
+        self._lock: IO[str] | None = None
         stored = self.path / "config.json"
         try:
             if stored.exists():
                 self._compare(json.loads(stored.read_text()), identity)
-            elif self.path.exists() and any(self.path.iterdir()):
+            elif self.path.exists() and any(map(_is_foreign, self.path.iterdir())):
                 raise UsageError(f"{path} holds other files and no run; choose a new --workdir")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
             if not stored.exists():
                 write_atomic(stored, json.dumps(identity, indent=1).encode())
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UsageError(f"{stored} is damaged; choose a new --workdir") from error
         except OSError as error:
-            raise UsageError(write_trouble(error, path)) from error
+            raise UsageError(write_trouble(error, path) or f"{path}: {error}") from error
 
     def _compare(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         for name in ("experiment", "config"):

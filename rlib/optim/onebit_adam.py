@@ -27,7 +27,7 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from rlib.collectives import chunk_length, compressed_mean, require_local
+from rlib.collectives import chunk_length, compressed_mean, require_local, rounded_mean
 from rlib.optim.guards import sum_over_shards
 from rlib.parallel import PerWorker
 
@@ -88,7 +88,8 @@ def scale_by_onebit_adam(
         compress: booleans like the parameters, or a function of them that returns such: False
             keeps full Adam, with an uncompressed mean, for a tensor. All True if None.
         error_feedback: False forgets what messages leave out; for ablation.
-        warmup_dtype: in which gradients travel where they are averaged in full.
+        warmup_dtype: in which gradients travel where they are averaged in full: float32, or a
+            dtype of two bytes.
         window: over how many steps the stability of v is measured (`second_moment_stability`).
     """
 
@@ -116,8 +117,9 @@ def scale_by_onebit_adam(
     def mean(tree: Tree) -> Tree:
         if axis_name is None:
             return tree
-        averaged = lax.pmean(jax.tree.map(lambda g: g.astype(warmup_dtype), tree), axis_name)
-        return jax.tree.map(lambda g: g.astype(jnp.float32), averaged)
+        if jnp.dtype(warmup_dtype) == jnp.float32:
+            return lax.pmean(tree, axis_name)
+        return rounded_mean(tree, axis_name, warmup_dtype)
 
     def moments(grads: Tree, m: Tree, v: Tree) -> tuple[Tree, Tree]:
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)

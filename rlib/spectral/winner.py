@@ -71,7 +71,7 @@ def spectral_centroid(y: ArrayLike, *, mode: Literal["raster", "rows"] = "raster
     total = amplitude.sum(axis=-2)
     weighted = np.einsum("...fc,f->...c", amplitude, frequency)
     centroid = np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
-    return float(2 * centroid.mean())
+    return min(1.0, float(2 * centroid.mean()))  # rounding may exceed Nyquist by an ulp
 
 
 def noise_scales(
@@ -115,6 +115,9 @@ def winner_init(params: Any, s0: ArrayLike, s1: ArrayLike, w0: ArrayLike, key: K
         s0, s1: from `noise_scales`, or by hand.
         w0: the network's hidden frequency (never `w_first`).
 
+    Raises:
+        ValueError: the parameters are not those of one `Siren`, alone or inside another module.
+
     >>> from flax import nnx
     >>> from rlib.nn import Siren
     >>> graphdef, params, rest = nnx.split(Siren(1, 8, 1, 2, rngs=nnx.Rngs(0)), nnx.Param, ...)
@@ -124,12 +127,21 @@ def winner_init(params: Any, s0: ArrayLike, s1: ArrayLike, w0: ArrayLike, key: K
     """
     scales = {"['layers'][0]['kernel']": s0, "['layers'][1]['kernel']": s1}
     keys = dict(zip(scales, jax.random.split(key), strict=True))
+    perturbed = []
 
     def perturb(path: Any, leaf: Array) -> Array:
-        name = next((n for n in scales if jax.tree_util.keystr(path).startswith(n)), None)
+        where = jax.tree_util.keystr(path).removesuffix(".value")
+        name = next((n for n in scales if where.endswith(n)), None)
         if name is None:
             return leaf
+        perturbed.append(where)
         noise = jax.random.normal(keys[name], leaf.shape, leaf.dtype)
         return leaf + (scales[name] / w0) * noise
 
-    return jax.tree_util.tree_map_with_path(perturb, params)
+    noisy = jax.tree_util.tree_map_with_path(perturb, params)
+    if len(perturbed) != 2:
+        raise ValueError(
+            f"winner_init looks for ['layers'][0]['kernel'] and ['layers'][1]['kernel'] of one "
+            f"Siren and found {perturbed or 'neither'}"
+        )
+    return noisy

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from rlib.parallel import TrainState, TrainStep, batch_spec, place
@@ -54,7 +55,9 @@ def fit(
         phases: in order; `state.phase` says which one comes next.
         state: from `train.init` or a checkpoint. Its buffers are used up.
         data: device-resident arrays, from which `batch_at` picks a batch inside the compiled loop,
-            or an iterator of host batches, which must stand where `state` does.
+            or an iterator of host batches, which must stand where `state` does. With several
+            processes each one's iterator gives its own rows of the batch
+            (`data.stream(process_index=..., process_count=...)`).
         batch_at: (data, step) -> batch; a module-level function, since it is a key of jit's cache.
         chunk: steps per device call; about 2 s of work or less keeps Ctrl-C kind.
         on_chunk: called after each chunk with the state and the metrics since `fit` began.
@@ -100,7 +103,10 @@ def _block(data: Iterator[Tree], count: int, chunk: int, train: TrainStep) -> Tr
         raise ValueError(f"the data ended after {len(batches)} batches; {count} more were needed")
     batches += batches[-1:] * (chunk - count)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-    return place(train.mesh, stacked, batch_spec(train.mesh, 1))
+    sharding = NamedSharding(train.mesh, batch_spec(train.mesh, 1))
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, rows), stacked
+    )
 
 
 def _steps(

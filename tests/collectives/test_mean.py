@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rlib.collectives import chunk_length, compressed_mean, gathered_mean, require_local, vary
+from rlib.collectives import (
+    chunk_length,
+    compressed_mean,
+    gathered_mean,
+    require_local,
+    rounded_mean,
+    vary,
+)
 from rlib.compression import Identity, ScaledSign, TopK
-from rlib.parallel import make_mesh
+from rlib.parallel import make_mesh, wire_bytes
 
 
 def sign_numpy(u, mask, scale):
@@ -154,3 +161,24 @@ def test_what_is_already_averaged_is_refused():
     )
     with pytest.raises(ValueError, match="no axis 'data'"):
         require_local({"w": jnp.ones(3)}, "data", "me")
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_rounded_mean_is_the_mean_to_half_precision_and_sends_two_bytes(n):
+    draw = np.random.default_rng(0)
+    tree = {
+        "a": draw.normal(size=(n, 5)).astype(np.float32),
+        "b": draw.normal(size=(n, 3, 40)).astype(np.float32),
+    }
+    run = lambda t: rounded_mean(t, "data", jnp.bfloat16)
+    got = jax.vmap(run, axis_name="data")(tree)
+    for key in tree:
+        np.testing.assert_allclose(got[key][0], tree[key].mean(axis=0), rtol=0.02, atol=0.02)
+        np.testing.assert_array_equal(got[key][0], got[key][-1])
+    mesh = make_mesh({"data": n}, jax.devices()[:n])
+    split = jax.shard_map(
+        lambda t: run(jax.tree.map(lambda x: x[0], t)), mesh=mesh, in_specs=P("data"), out_specs=P()
+    )
+    sent = wire_bytes(jax.jit(split).lower(tree).compile(), mesh)
+    padded = sum(-(-x[0].size // n) * n for x in tree.values())
+    assert sent.total() == 2 * 2 * padded * (n - 1) / n

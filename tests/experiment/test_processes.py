@@ -21,12 +21,12 @@ def environment(**more):
     return {**kept, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **more}
 
 
-def toy(workdir, *arguments, **more):
+def toy(workdir, *arguments, cwd=ROOT, **more):
     command = [sys.executable, str(HERE / "toy.py"), f"--config={HERE / 'toy_config.py'}"]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", "--config.steps=40", *arguments],
         env=environment(**more),
-        cwd=ROOT,
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,7 +60,8 @@ def whole(tmp_path_factory):
 )
 def test_a_stopped_run_continues_to_the_same_numbers(tmp_path, whole, values, signum, status):
     workdir = tmp_path / "run"
-    process = toy(workdir, TOY_SLEEP="0.02")
+    relative = Path("run")  # as the default is
+    process = toy(relative, cwd=tmp_path, TOY_SLEEP="0.02")
     until_first_checkpoint(process, workdir)
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
@@ -68,8 +69,8 @@ def test_a_stopped_run_continues_to_the_same_numbers(tmp_path, whole, values, si
     if signum != signal.SIGKILL:
         assert err.count("\n") == 1
         assert "Continue with: python -m experiments.toy" in err
-        assert f"--workdir={workdir}" in err
-    again = toy(workdir)
+        assert "--workdir=run" in err
+    again = toy(relative, cwd=tmp_path)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, out + err
     assert values(workdir) == values(whole)
@@ -160,3 +161,33 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, whole, values):
     assert "double" not in outputs[1][0]
     for method, expected in values(whole).items():
         np.testing.assert_allclose(values(workdir)[method], expected, rtol=1e-5)
+
+
+def test_two_processes_fit_winner_as_one_does(tmp_path):
+    """The losses of the first steps, to 1e-5; later ones amplify rounding, in one process too."""
+    losses = []
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        words = ["--config=configs/winner.py:smoke", "--only=winner,siren-30", "--seeds=1"]
+        words += [f"--workdir={workdir}", f"--config.mesh.data={count}"]
+        if count == 2:
+            words += ["--distributed", f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
+        command = [sys.executable, "-m", "experiments.winner", *words]
+        processes = [
+            subprocess.Popen(
+                [*command, *([f"--process={index}"] if count == 2 else [])],
+                env=environment(),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(count)
+        ]
+        outputs = [process.communicate(timeout=240) for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, outputs
+        units = sorted((workdir / "cache" / "fit").rglob("*.npz"))
+        losses.append({str(u.relative_to(workdir)): np.load(u)["clean"][:5] for u in units})
+    assert len(losses[0]) == 11
+    for unit, expected in losses[0].items():
+        np.testing.assert_allclose(losses[1][unit], expected, rtol=1e-5)

@@ -1,6 +1,7 @@
 """Cache, checkpoints, seeds and keys of a run, in-process."""
 
 import json
+import shutil
 from io import StringIO
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from rlib.experiment import Run, Stopped, named_key
+from rlib.experiment import Run, Stopped, UsageError, named_key
 from rlib.experiment.checkpoint import Checkpoints
 from rlib.experiment.store import decode, encode, write_atomic
 from rlib.optim import onebit_adam
@@ -123,26 +124,57 @@ def test_a_stopped_training_continues_to_the_same_result(tmp_path, training):
     assert [r["step"] for r in records] == [4, 8, 12, 16, 20]
 
 
-def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, training):
-    whole_state, _ = fit(Run(), training)
-    run = Run(str(tmp_path / "run"))
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A work directory with two checkpoints of a training that was stopped, and its end."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    mesh = make_mesh({"data": 8})
+    train = make_train_step(loss, optax.adam(0.1), mesh, jnp.zeros(1))
+    built = train, shard_batch(mesh, np.arange(8, dtype=np.float32)[:, None])
+    run = Run(str(workdir))
     run.checkpoint_seconds = -1.0
     stopped_after(run, 4)
     with pytest.raises(Stopped):
-        fit(run, training)
+        fit(run, built)
     run.close()
-    folder = tmp_path / "run" / "checkpoints" / "unit"
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-    assert len(steps) == 2
-    damaged = [p for p in (folder / str(steps[-1]) / "state").rglob("*") if p.is_file()]
-    for path in damaged:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    screen = Console(file=StringIO(), width=200)
-    again = Run(str(tmp_path / "run"), console=screen)
-    state, _ = fit(again, training)
-    again.close()
-    assert f"checkpoint of step {steps[-1]} cannot be read" in screen.file.getvalue()
-    np.testing.assert_array_equal(state.params, whole_state.params)
+    return workdir, built, fit(Run(), built)[0]
+
+
+def state_files(workdir):
+    folder = workdir / "checkpoints" / "unit"
+    newest = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    files = (folder / str(newest) / "state").rglob("*")
+    return newest, sorted(p for p in files if p.is_file() and p.stat().st_size > 0)
+
+
+def flip(data):
+    damaged = bytearray(data)
+    for position in range(len(damaged) // 4, len(damaged), max(1, len(damaged) // 7)):
+        damaged[position] ^= 0x10
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda d: d[: len(d) // 2], lambda d: b"", None])
+def test_any_damaged_file_falls_back_and_is_said(tmp_path, stopped, damage):
+    """Each file of the newest checkpoint alone, and all: never other numbers, never a traceback."""
+    source, built, whole = stopped
+    count = len(state_files(source)[1])
+    for index in [*range(count), None]:
+        workdir = tmp_path / str(index)
+        shutil.copytree(source, workdir)
+        newest, files = state_files(workdir)
+        for path in files if index is None else files[index : index + 1]:
+            path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
+        screen = Console(file=StringIO(), width=300)
+        again = Run(str(workdir), console=screen)
+        state, history = fit(again, built)
+        again.close()
+        np.testing.assert_array_equal(state.params, whole.params)
+        assert len(history["loss"]) == 20
+        said = f"checkpoint of step {newest} cannot be read" in screen.file.getvalue()
+        kept = (workdir / "checkpoints" / "unit" / f"unreadable-{newest}").exists()
+        assert said == kept
+        assert said or index is not None  # one file may be none that is read
 
 
 def test_checkpoints_move_to_another_mesh(tmp_path, training):
@@ -163,6 +195,30 @@ def test_checkpoints_move_to_another_mesh(tmp_path, training):
     assert restored.params.sharding.mesh.size == 2
     np.testing.assert_array_equal(*(jax.random.key_data(s.key) for s in (restored, state)))
     np.testing.assert_array_equal(history["loss"], np.ones(1))
+
+
+def test_a_checkpoint_of_another_program_is_kept_and_named(tmp_path, training):
+    from etils import epath
+
+    train, _ = training
+    saver = Checkpoints(epath.Path(tmp_path / "c"), print)
+    saver.save(1, train.init(jnp.zeros(1)), {"loss": np.ones(1)})
+    saver.close()
+    wide = make_train_step(loss, optax.adam(0.1), train.mesh, jnp.zeros(3))
+    reader = Checkpoints(epath.Path(tmp_path / "c"), print)
+    with pytest.raises(UsageError, match="other shapes"):
+        reader.restore(wide.init(jnp.zeros(3)))
+    assert reader.restore(train.init(jnp.zeros(1))) is not None
+    reader.close()
+
+
+def test_checkpoints_go_when_their_unit_is_done(tmp_path, training):
+    run = Run(str(tmp_path / "run"))
+    run.checkpoint_seconds = -1.0
+    run.cached("unit", lambda: {"loss": fit(run, training)[1]["loss"]})
+    run.close()
+    assert not (tmp_path / "run" / "checkpoints" / "unit").exists()
+    assert (tmp_path / "run" / "cache" / "unit.npz").exists()
 
 
 @pytest.mark.parametrize("sizes", [{"data": 2}, {"data": 4}, {"data": 2, "model": 2}])
@@ -214,3 +270,35 @@ def test_checkpoints_of_another_number_of_workers_are_converted(tmp_path, sizes)
     np.testing.assert_array_equal(np.asarray(before.m["w"][...]), np.asarray(after.m["w"][...]))
     _, metrics = new.step(restored, shard_batch(new.mesh, batch))
     assert np.isfinite(float(metrics["loss"]))
+
+
+def test_a_stream_that_cannot_stand_again_is_refused(tmp_path, training):
+    train, _ = training
+    batches = lambda: (np.full((8, 1), i, np.float32) for i in range(100))
+    go = lambda run: run.fit(
+        "unit", [Phase(train, 20)], train.init(jnp.zeros(1)), batches(), chunk=4
+    )
+    run = Run(str(tmp_path / "run"))
+    stopped_after(run, 2)
+    with pytest.raises(Stopped):
+        go(run)
+    run.close()
+    again = Run(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="get_state"):
+        go(again)
+    again.close()
+
+
+def test_half_a_line_of_a_killed_process_spoils_no_record(tmp_path, training):
+    run = Run(str(tmp_path / "run"))
+    fit(run, training)
+    run.close()
+    log = tmp_path / "run" / "metrics.jsonl"
+    with log.open("a") as file:
+        file.write('{"unit": "other", "st')
+    again = Run(str(tmp_path / "run"))
+    again._log.write("new", 1, {"loss": float("nan")})
+    again.close()
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [r["unit"] for r in records] == ["unit"] * 5 + ["new"]
+    assert records[-1]["loss"] is None

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import signal
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from rlib.data import DataUnavailable
@@ -181,9 +183,16 @@ def test_a_folder_with_other_files_is_not_touched(command, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_another_mesh_continues_the_same_run(command, tmp_path):
-    command(f"--workdir={tmp_path / 'run'}", "--config.mesh.data=8")
-    assert command(f"--workdir={tmp_path / 'run'}")[0] == 0
+def test_another_mesh_continues_the_same_run(command, tmp_path, values, monkeypatch):
+    """Where a run computes is no part of what it computes."""
+    monkeypatch.setenv("TOY_FAIL", "double/seed0")
+    assert command(f"--workdir={tmp_path / 'run'}", "--config.mesh.data=8")[0] == 1
+    monkeypatch.setenv("TOY_FAIL", "plain/seed1")  # done on the other mesh: not computed again
+    assert command(f"--workdir={tmp_path / 'run'}", "--config.mesh.data=-1")[0] == 0
+    monkeypatch.delenv("TOY_FAIL")
+    command(f"--workdir={tmp_path / 'whole'}")
+    for method, expected in values(tmp_path / "whole").items():
+        np.testing.assert_allclose(values(tmp_path / "run")[method], expected, rtol=1e-5)
 
 
 def test_a_folder_that_cannot_be_made(command, tmp_path):
@@ -208,6 +217,74 @@ def test_a_full_disk(command, tmp_path, monkeypatch):
     one_line(err, "disk", "full", "safe")
     monkeypatch.undo()
     assert command(f"--workdir={workdir}")[0] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_that_finds_the_disk_full(command, tmp_path):
+    """Also while the run closes its files."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "lock").touch()  # of a run that died at once
+    (workdir / "metrics.jsonl").unlink(missing_ok=True)
+
+    def main(config, run):
+        run._log._open()
+        run._log._file.close()
+        run._log._file = open("/dev/full", "w")  # noqa: SIM115
+        run._log.write("unit", 1, {"loss": 1.0})
+        run._log.flush()
+
+    status, _, err = command(f"--workdir={workdir}", main=main)
+    assert status == 1
+    one_line(err, "disk", "full", str(workdir))
+    assert command(f"--workdir={workdir}")[0] == 0
+
+
+def test_a_folder_with_only_a_lock_is_no_other_run(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    assert command(f"--workdir={tmp_path / 'run'}")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--processes=2"], ("go together",)),
+        (["--distributed", "--coordinator=a:1"], ("go together",)),
+        (
+            ["--distributed", "--coordinator=a:1", "--processes=2", "--process=7"],
+            ("--process=7", "0 to 1"),
+        ),
+    ],
+)
+def test_mistakes_about_processes(command, tmp_path, arguments, words):
+    status, _, err = command(f"--workdir={tmp_path / 'run'}", *arguments)
+    assert status == 2
+    one_line(err, *words)
+
+
+def test_a_missing_input_is_not_called_a_failed_write(command, tmp_path):
+    def main(config, run):
+        (tmp_path / "missing.csv").read_text()
+
+    status, _, err = command(f"--workdir={tmp_path / 'lr=3'}", main=main)
+    assert status == 1
+    assert "FileNotFoundError" in err
+    assert "cannot write" not in err
+    assert f"--workdir={tmp_path / 'lr=3'}" in err.splitlines()[-1].replace("'", "")
+
+
+def test_signals_are_as_before_after_a_run(command, tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    command(f"--workdir={tmp_path / 'run'}")
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_looking_at_a_finished_run_adds_no_file(command, tmp_path):
+    command(f"--workdir={tmp_path / 'run'}")
+    before = snapshot(tmp_path / "run")
+    command(f"--workdir={tmp_path / 'run'}")
+    assert snapshot(tmp_path / "run") == before
 
 
 def test_two_runs_on_one_folder(command, tmp_path, toy):

@@ -3,6 +3,7 @@
 import os
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -27,7 +28,8 @@ class Numbers:
     def __next__(self):
         self.index += 1
         time.sleep(self.seconds)
-        return np.random.default_rng(self.index).normal(size=(8, 1)).astype(np.float32)
+        batch = np.random.default_rng(self.index).normal(size=(8, 1)).astype(np.float32)
+        return np.split(batch, jax.process_count())[jax.process_index()]
 
     def get_state(self):
         return {"next_index": self.index}

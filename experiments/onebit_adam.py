@@ -1,0 +1,570 @@
+"""1-bit Adam (arXiv 2102.02888): Adam's convergence with one bit a coordinate on the wire.
+
+After a short warm-up Adam's second moment is frozen and the momentum travels as packed signs with
+error feedback on both sides. Tested with eight workers on digits and on a byte-level Transformer,
+beside Adam and the variants that should fail: without error feedback, without the mask of
+coordinates that have no second moment, and compressed gradients fed to Adam. Bytes are read from
+the compiled programs.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from rlib import compression, data, nn, optim, parallel, training
+from rlib.experiment import (
+    COLOURS,
+    Claim,
+    Report,
+    Row,
+    Run,
+    judge,
+    legend,
+    named_key,
+    panels,
+    start,
+    styled,
+)
+from rlib.experiment.environment import CHECKOUT
+from rlib.experiment.hosts import sent_bytes, slow_hosts
+
+AXIS = "data"
+DIVERGED = 1000.0  # nats
+METHODS = ("adam", "onebit", "onebit-auto", "no-mask", "no-feedback", "compressed-gradients")
+Values = dict[str, Any]
+
+
+def main(config: ConfigDict, run: Run | None = None) -> Report:
+    """Train every task with every method, and judge the claims."""
+    run = run or Run()
+    seeds = len(run.seeds(config))
+    methods = run.select(METHODS)
+    tasks = {name: Task(config, name, run) for name in ("digits", "text")}
+    units = {
+        (name, method, seed): f"fit/{name}/{method}/seed{seed}"
+        for name, task in tasks.items()
+        for method in methods
+        if method in task.options.methods
+        for seed in range(min(seeds, task.options.seeds))
+    }
+    costs = {unit: tasks[name].options.cost for (name, *_), unit in units.items()}
+    run.plan(costs | {f"network/{m:g}": 60 + 6000 / m for m in config.network.megabits})
+    found: dict[str, dict[str, list[Values]]] = {name: {} for name in tasks}
+    for (name, method, seed), unit in units.items():
+        fit = functools.partial(tasks[name].fit, unit, method, seed)
+        found[name].setdefault(method, []).append(run.cached(unit, fit))
+    wire = {name: run.cached(f"wire/{name}", task.wire) for name, task in tasks.items()}
+    links = {
+        megabits: run.cached(f"network/{megabits:g}", functools.partial(_network, config, megabits))
+        for megabits in config.network.megabits
+    }
+    _draw(run, config, found, wire)
+    _draw_network(run, links)
+    rows = [*_rows(found, wire), *_network_rows(links)]
+    claims = [*_claims(config, found, wire), *_network_claims(links)]
+    return Report(rows, claims, _notes(config, wire))
+
+
+class Plan(NamedTuple):
+    """An optimiser and the stages in which it runs."""
+
+    optimizer: optax.GradientTransformation
+    stages: tuple[str, ...]
+
+
+class Task:
+    """A model and its data, to be trained by any method on the run's mesh."""
+
+    def __init__(self, config: ConfigDict, name: str, run: Run):
+        self.name, self.options, self.run = name, config[name], run
+        self.mesh = run.mesh(config)
+        self.params, self.frozen, self.apply = self._model(0)
+        self._steps: dict[tuple[str, str], parallel.TrainStep] = {}
+
+    def _model(self, seed: int):
+        key = named_key(seed, self.name, "weights")
+        options = self.options
+        network: nnx.Module
+        if self.name == "digits":
+            network = _Perceptron((64, *options.hidden, 10), rngs=nnx.Rngs(key))
+        else:
+            network = nn.Transformer(
+                256,
+                layers=options.layers,
+                embed=options.embed,
+                heads=options.heads,
+                rngs=nnx.Rngs(key),
+            )
+        graphdef, params, frozen = nnx.split(network, nnx.Param, ...)
+        return params, frozen, lambda p, f, x: nnx.merge(graphdef, p, f)(x)
+
+    def loss(self, params: Any, frozen: Any, batch: Any, key: Any):
+        if self.name == "digits":
+            logits = self.apply(params, frozen, _flat(batch["image"]))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return jnp.mean(losses), {}
+        tokens = batch["tokens"]
+        return nn.next_token_loss(self.apply(params, frozen, tokens), tokens), {}
+
+    def plan(self, method: str) -> Plan:
+        """The method's optimiser; all methods share rate, betas and eps."""
+        options = self.options
+        rate = options.learning_rate
+        make = functools.partial(
+            optim.onebit_adam, rate, b2=options.b2, eps=options.eps, axis_name=AXIS,
+            v_floor=options.v_floor,
+        )  # fmt: skip
+        if method == "adam":
+            return Plan(make(window=options.steps), ("warmup",))
+        if method == "compressed-gradients":
+            feedback = optim.scale_by_error_compensation(
+                compression.ScaledSign(), axis_name=AXIS, scope="leaf"
+            )
+            return Plan(
+                optax.chain(feedback, optax.adam(rate, b2=options.b2, eps=options.eps)), ("rest",)
+            )
+        variants = {
+            "onebit": {},
+            "onebit-auto": {"window": options.window},
+            "no-mask": {"v_floor": -1.0},
+            "no-feedback": {"error_feedback": False},
+        }
+        return Plan(make(**variants[method]), ("warmup", "compressed"))
+
+    def step(self, method: str, stage: str) -> parallel.TrainStep:
+        if (method, stage) not in self._steps:
+            self._steps[method, stage] = parallel.make_train_step(
+                self.loss, self.plan(method).optimizer, self.mesh, self.params, self.frozen,
+                worker_axis=AXIS, stage=stage,
+            )  # fmt: skip
+        return self._steps[method, stage]
+
+    def phases(self, method: str) -> list[training.Phase]:
+        options, stages = self.options, self.plan(method).stages
+        if len(stages) == 1:
+            return [training.Phase(self.step(method, stages[0]), options.steps)]
+        warm, compressed = (self.step(method, stage) for stage in stages)
+        if method == "onebit-auto":
+            until = lambda state: _stable(state, options.stable)
+            return [
+                training.Phase(warm, options.steps, until),
+                training.Phase(compressed, options.steps),
+            ]
+        rest = options.steps - options.warmup
+        return [training.Phase(warm, options.warmup), training.Phase(compressed, rest)]
+
+    def stream(self, seed: int) -> Any:
+        options = self.options
+        workers = self.mesh.shape[AXIS]
+        more = {} if self.name == "digits" else {"length": options.length}
+        name = "digits" if self.name == "digits" else "python_source"
+        return iter(data.stream(name, batch_size=options.batch * workers, seed=seed, **more))
+
+    def fit(self, unit: str, method: str, seed: int) -> Values:
+        """Training loss along the steps, and loss (and accuracy) on held-out data."""
+        params, frozen, _ = self._model(seed)
+        phases = self.phases(method)
+        state = phases[0].train.init(params, frozen)
+        total = self.options.steps
+        if method == "onebit-auto":
+            state, history = self._auto(unit, phases, state, seed)
+        else:
+            state, history = self.run.fit(
+                unit, phases, state, self.stream(seed), chunk=self.options.chunk
+            )
+        result = {"loss": history["loss"][:total], **self._evaluate(state)}
+        onebit = _onebit_state(state.opt_state)
+        if onebit is not None:
+            result["v_norms"] = np.asarray(onebit.v_norms)
+        result["warmup"] = int(state.phase_start) if int(state.phase) else total
+        return result
+
+    def _auto(self, unit: str, phases: list[training.Phase], state: Any, seed: int):
+        """The second phase has what the first left of the steps."""
+        stream, chunk = self.stream(seed), self.options.chunk
+        state, warm = self.run.fit(f"{unit}/warmup", phases[:1], state, stream, chunk=chunk)
+        done = int(state.step)
+        rest = phases[1]._replace(steps=self.options.steps - done)
+        if rest.steps == 0:
+            return state, warm
+        plain = phases[0]._replace(steps=done, until=None)
+        state, history = self.run.fit(f"{unit}/rest", [plain, rest], state, stream, chunk=chunk)
+        return state, {"loss": np.concatenate([warm["loss"], history["loss"]])}
+
+    def _evaluate(self, state: parallel.TrainState) -> Values:
+        replicate = parallel.named(self.mesh, jax.sharding.PartitionSpec())
+        params, frozen = jax.device_put((state.params, state.frozen), replicate)
+        if self.name == "digits":
+            logits = {}
+            for split in ("train", "test"):
+                arrays = data.arrays("digits", split)
+                logits[split] = (
+                    self.apply(params, frozen, _flat(arrays["image"])),
+                    arrays["label"],
+                )
+            losses = optax.softmax_cross_entropy_with_integer_labels(*logits["train"])
+            right = jnp.argmax(logits["test"][0], axis=-1) == logits["test"][1]
+            return {"final": float(losses.mean()), "accuracy": float(right.mean())}
+        rows = data.arrays("python_source", "test")["tokens"][: self.options.test_rows]
+        rows = rows[:, : self.options.length]
+        loss = jax.jit(lambda p, f: nn.next_token_loss(self.apply(p, f, rows), rows))
+        return {"final": float(loss(params, frozen))}
+
+    def wire(self) -> Values:
+        """Bytes that a worker sends in a step of each stage, from the compiled programs."""
+        sent = {}
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(self.stream(0)))
+        for stage in ("warmup", "compressed"):
+            step = self.step("onebit", stage)
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            state = jax.eval_shape(step.init, self.params, self.frozen, key)
+            report = parallel.wire_bytes(step.step.lower(state, batch).compile(), self.mesh)
+            sent[stage] = report.total(AXIS)
+        sent["parameters"] = sum(x.size for x in jax.tree.leaves(self.params))
+        return sent
+
+
+# Real processes over real TCP
+
+VARIANTS = ("float32", "bfloat16", "compressed")
+
+
+def _network(config: ConfigDict, megabits: float) -> Values:
+    """Steps of every variant by processes on hosts with slow links: seconds, bytes, losses."""
+    options = {**config.network, "megabits": megabits}
+    with slow_hosts(config.network.hosts, megabits) as hosts:
+        options["coordinator"] = f"{hosts[0].address}:12356"
+        code = (
+            "from experiments.onebit_adam import network_worker as w; import sys; w(*sys.argv[1:])"
+        )
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "PYTHONPATH": str(CHECKOUT),
+        }
+        processes = [
+            subprocess.Popen(
+                host.command(sys.executable, "-c", code, json.dumps(options), str(index)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for index, host in enumerate(hosts)
+        ]
+        try:
+            outputs = [process.communicate(timeout=config.network.timeout) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    for process, (_, err) in zip(processes, outputs, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"a process on a slow link failed:\n{err[-2000:]}")
+    return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def network_worker(options_text: str, index: str) -> None:
+    """One process of `_network`; process 0 prints what it measured as JSON."""
+    options = ConfigDict(json.loads(options_text))
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(options.coordinator, options.hosts, int(index))
+    mesh = parallel.make_mesh({AXIS: options.hosts})
+    network = nn.Transformer(
+        256, layers=options.layers, embed=options.embed, heads=options.heads, rngs=nnx.Rngs(0)
+    )
+    graphdef, params, frozen = nnx.split(network, nnx.Param, ...)
+
+    def loss(params: Any, frozen: Any, batch: Any, key: Any):
+        logits = nnx.merge(graphdef, params, frozen)(batch["tokens"])
+        return nn.next_token_loss(logits, batch["tokens"]), {}
+
+    make = functools.partial(
+        optim.onebit_adam, options.learning_rate, b2=0.99, axis_name=AXIS, v_floor=1e-14
+    )
+    full, half = make(), make(warmup_dtype=jnp.bfloat16)
+    build = lambda optimizer, stage: parallel.make_train_step(
+        loss, optimizer, mesh, params, frozen, worker_axis=AXIS, stage=stage
+    )
+    steps = {
+        "float32": build(full, "warmup"),
+        "bfloat16": build(half, "warmup"),
+        "compressed": build(half, "compressed"),
+    }
+
+    def stream():
+        rows = options.batch * options.hosts
+        return iter(data.stream("python_source", batch_size=rows, seed=0, length=options.length))
+
+    def advance(name: str, state: Any, batches: Any, count: int):
+        seconds, sent, losses = [], [], []
+        for _ in range(count):
+            batch = parallel.shard_batch(mesh, next(batches))
+            jax.block_until_ready(state)
+            before, begun = sent_bytes(), time.perf_counter()
+            state, metrics = steps[name].step(state, batch)
+            jax.block_until_ready(state)
+            seconds.append(time.perf_counter() - begun)
+            sent.append(sent_bytes() - before)
+            losses.append(float(metrics["loss"]))
+        return state, {"seconds": seconds, "bytes": sent, "losses": losses}
+
+    measured: Values = {"parameters": sum(x.size for x in jax.tree.leaves(params))}
+    for name in VARIANTS:
+        state = steps["bfloat16"].init(params, frozen)
+        batches = stream()
+        state, _ = advance("bfloat16", state, batches, 2)  # a second moment to start from
+        state, _ = advance(name, state, batches, 1)  # compiles
+        state, measured[name] = advance(name, state, batches, options.steps)
+    warm = round(options.warmup * options.end_to_end)
+    runs = {
+        "adam": [("float32", options.end_to_end)],
+        "onebit": [("bfloat16", warm), ("compressed", options.end_to_end - warm)],
+    }
+    for name, stages in runs.items():
+        state, batches, parts = steps["bfloat16"].init(params, frozen), stream(), []
+        for variant, count in stages:
+            state, part = advance(variant, state, batches, count)
+            parts.append(part)
+        measured[f"end to end {name}"] = {k: [v for p in parts for v in p[k]] for k in parts[0]}
+    if index == "0":
+        print(json.dumps(measured), flush=True)
+
+
+def _network_rows(links: dict[float, Values]) -> list[Row]:
+    rows = []
+    for megabits, measured in links.items():
+        for name in VARIANTS:
+            link = f"{megabits:g} Mbit/s"
+            rows.append(
+                Row(name, link, "Seconds a step, two hosts", list(measured[name]["seconds"]))
+            )
+            rows.append(
+                Row(
+                    name,
+                    link,
+                    "Megabytes a host sent in a step",
+                    [b / 1e6 for b in measured[name]["bytes"]],
+                )
+            )
+        for name in ("adam", "onebit"):
+            total = float(np.sum(measured[f"end to end {name}"]["seconds"]))
+            rows.append(Row(name, f"{megabits:g} Mbit/s", "Seconds of a training", [total]))
+    return rows
+
+
+def _network_claims(links: dict[float, Values]) -> list[Claim]:
+    claims = []
+    for megabits, measured in links.items():
+        link = f"{megabits:g} Mbit/s"
+        ratio = lambda key, m=measured: [
+            a / b for a, b in zip(m["float32"][key], m["compressed"][key], strict=True)
+        ]
+        claims.append(
+            judge(
+                f"{link}: compressed steps are 5 times faster than float32",
+                ratio("seconds"),
+                at_least=5,
+            )
+        )
+        claims.append(
+            judge(f"{link}: they put 28 times fewer bytes on the wire", ratio("bytes"), at_least=28)
+        )
+        adam, onebit = (
+            np.asarray(measured[f"end to end {n}"]["seconds"]) for n in ("adam", "onebit")
+        )
+        total = adam.sum() / onebit.sum()
+        claims.append(
+            judge(f"{link}: the training is 3 times faster end to end", [total, total], at_least=3)
+        )
+    return claims
+
+
+@styled
+def _draw_network(run: Run, links: dict[float, Values]) -> None:
+    if not links:
+        return
+    figure, axes = panels(1, 1 + len(links), size=(3.2, 2.9))
+    arrays: dict[str, Any] = {}
+    rates = list(links)
+    for colour, name in zip(("black", "#999999", COLOURS[0]), VARIANTS, strict=True):
+        seconds = [np.asarray(links[rate][name]["seconds"]) for rate in rates]
+        mean, spread = [s.mean() for s in seconds], [s.std() for s in seconds]
+        axes[0, 0].errorbar(rates, mean, spread, color=colour, marker="o", markersize=3, label=name)
+        arrays[f"seconds {name}"] = np.stack(seconds)
+    axes[0, 0].set(xscale="log", yscale="log", xlabel="Mbit/s", ylabel="seconds a step")
+    axes[0, 0].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes[0, 0].minorticks_off()
+    axes[0, 0].legend()
+    for ax, rate in zip(axes[0, 1:], rates, strict=True):
+        for colour, name in (("black", "adam"), (COLOURS[0], "onebit")):
+            part = links[rate][f"end to end {name}"]
+            ax.plot(np.cumsum(part["seconds"]), part["losses"], color=colour, label=name)
+            arrays[f"losses {name} {rate:g}"] = np.asarray(part["losses"])
+        ax.set(title=f"{rate:g} Mbit/s", xlabel="seconds", ylabel="training loss (nats)")
+        ax.legend()
+    run.figure("slow_network", figure, **arrays)
+
+
+class _Perceptron(nnx.Module):
+    def __init__(self, sizes: Iterable[int], *, rngs: nnx.Rngs):
+        widths = tuple(sizes)
+        self.layers = nnx.List(nn.Affine(m, n, rngs=rngs) for m, n in pairwise(widths))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def _flat(images: Any) -> jax.Array:
+    return jnp.reshape(images, (len(images), -1)).astype(jnp.float32) / 16
+
+
+def _onebit_state(opt_state: Any) -> optim.OnebitAdamState | None:
+    is_state = lambda node: isinstance(node, optim.OnebitAdamState)
+    return next((n for n in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(n)), None)
+
+
+def _stable(state: parallel.TrainState, bound: float) -> bool:
+    return bound <= optim.second_moment_stability(state.opt_state) <= 1 / bound
+
+
+# The report
+
+
+def _rows(found, wire) -> list[Row]:
+    rows = []
+    for name, results in found.items():
+        for method, runs in results.items():
+            title = "Final loss (nats) and accuracy"
+            rows.append(Row(method, f"{name}, loss", title, _finite(r["final"] for r in runs)))
+            if "accuracy" in runs[0]:
+                rows.append(Row(method, f"{name}, accuracy", title, [r["accuracy"] for r in runs]))
+            rows.append(
+                Row(method, f"{name}, warm-up steps", title, [float(r["warmup"]) for r in runs])
+            )
+        title = "Bytes a worker sends in a step"
+        stages = ("warmup", "compressed")
+        rows += [Row(f"{name}, {s}", "bytes", title, [float(wire[name][s])]) for s in stages]
+    return rows
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    """A run that diverged counts as DIVERGED nats."""
+    return [min(float(v), DIVERGED) if np.isfinite(v) else DIVERGED for v in values]
+
+
+def _claims(config: ConfigDict, found, wire) -> list[Claim]:
+    claims: list[Claim] = []
+
+    def difference(results, a: str, b: str) -> list[float]:
+        pairs = zip(results.get(a, []), results.get(b, []), strict=False)
+        return [x - y for x, y in (_finite((p["final"], q["final"])) for p, q in pairs)]
+
+    def add(sentence: str, values: list[float], **bound: float) -> None:
+        if values:
+            claims.append(judge(sentence, values, **bound))
+
+    for name, results in found.items():
+        margin = config[name].margin
+        for method in ("onebit", "onebit-auto"):
+            sentence = f"{name}: {method}'s final loss is Adam's, within {margin:g} nats"
+            add(sentence, difference(results, method, "adam"), at_most=margin)
+        for method in ("no-feedback", "compressed-gradients", "no-mask"):
+            sentence = f"{name}: {method} ends at least {margin:g} nats above 1-bit Adam"
+            add(sentence, difference(results, method, "onebit"), at_least=margin)
+        ratio = wire[name]["warmup"] / wire[name]["compressed"]
+        sentence = f"{name}: a compressed step sends 28 times less than a float32 ring all-reduce"
+        add(sentence, [ratio, ratio], at_least=28)
+        total = _total_ratio(wire[name], 0.15)
+        sentence = f"{name}: with 15 % warm-up in bfloat16, 4.8 times less in all than bfloat16"
+        add(sentence, [total, total], at_least=4.8)
+    return claims
+
+
+def _total_ratio(wire: Values, share: float) -> float:
+    """Bytes of a bfloat16 all-reduce over those with a share of such steps and compressed ones."""
+    half = wire["warmup"] / 2
+    return half / (share * half + (1 - share) * wire["compressed"])
+
+
+def _notes(config: ConfigDict, wire) -> list[str]:
+    notes = [
+        f"{n}: {w['parameters']:,} parameters, {config.mesh.data} workers" for n, w in wire.items()
+    ]
+    notes.append(
+        "Small tensors pay whole bytes and a scale for each chunk: the ratio grows with the model."
+    )
+    return notes
+
+
+# Figures
+
+
+@styled
+def _draw(run: Run, config: ConfigDict, found, wire) -> None:
+    colours = {"adam": "black", **dict(zip(METHODS[1:], COLOURS, strict=False))}
+    for name, results in found.items():
+        if not results:
+            continue
+        figure, axes = panels(1, 3, size=(3.4, 3.0))
+        arrays: dict[str, Any] = {}
+        for method, runs in results.items():
+            curve = _smooth(np.stack([r["loss"] for r in runs]).mean(axis=0), config[name].smooth)
+            steps = np.arange(len(curve))
+            warm = min(float(np.mean([r["warmup"] for r in runs])), len(curve))
+            late = np.maximum(steps - warm, 0)
+            if method == "adam":
+                sent = steps * wire[name]["warmup"]
+            elif method == "compressed-gradients":
+                sent = None
+            else:
+                sent = (
+                    np.minimum(steps, warm) * wire[name]["warmup"] + late * wire[name]["compressed"]
+                )
+            look = {"color": colours[method], "linestyle": "--" if method == "adam" else "-"}
+            axes[0, 0].plot(steps, curve, label=method, **look)
+            if sent is not None:
+                axes[0, 1].plot(sent / 1e6, curve, **look)
+            arrays[method] = np.stack([r["loss"] for r in runs])
+        if "adam" in results:
+            norms = results["adam"][0]["v_norms"][1:]
+            lag = config[name].window
+            ratio = norms[:-lag] / np.maximum(norms[lag:], 1e-30)
+            axes[0, 2].plot(np.arange(lag, len(norms)), ratio, color="black")
+            axes[0, 2].axhline(config[name].stable, linestyle=":", color="#999999")
+            arrays["v_norms"] = norms
+        axes[0, 0].set(xlabel="step", ylabel="training loss (nats)", yscale="log", title=name)
+        axes[0, 1].set(
+            xlabel="megabytes sent by a worker", xscale="log", yscale="log", title="by bytes"
+        )
+        axes[0, 2].set(
+            xlabel="step", title=f"second moment, {config[name].window} steps before / now"
+        )
+        axes[0, 2].set(ylim=(0, 2))
+        legend(figure, axes[0, 0], columns=6)
+        run.figure(name, figure, **arrays)
+
+
+def _smooth(curve: np.ndarray, width: int) -> np.ndarray:
+    kernel = np.ones(width) / width
+    kept = np.minimum(np.nan_to_num(curve, nan=DIVERGED, posinf=DIVERGED), DIVERGED)
+    return np.convolve(kept, kernel, mode="valid")
+
+
+if __name__ == "__main__":
+    start(main, memory_keys=("text.batch", "text.length"))

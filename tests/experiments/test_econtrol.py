@@ -1,0 +1,90 @@
+"""The smoke preset, interrupted and resumed; the published table by size; the network in `full`."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import econtrol
+from rlib.experiment.config import load
+from rlib.experiment.environment import CHECKOUT
+from rlib.experiment.start import run_guarded
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("econtrol") / "run"
+    arguments = ["--config=configs/econtrol.py:smoke", f"--workdir={workdir}"]
+    real = econtrol._noisy
+
+    def failing(config, method, seeds):
+        if method == "ef21":
+            raise RuntimeError("injected")
+        return real(config, method, seeds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(econtrol, "_noisy", failing)
+        assert run_guarded(econtrol.main, "econtrol", arguments, ()) == 1
+        patch.setattr(econtrol, "_quiet", None)  # all done before the exception: not computed again
+        patch.setattr(econtrol, "_noisy", real)
+        assert run_guarded(econtrol.main, "econtrol", arguments, ()) == 0
+    return json.loads((workdir / "report.json").read_text())
+
+
+def test_every_method_claim_and_figure_is_there(report):
+    assert {row["method"] for row in report["rows"]} == {
+        "sgd",
+        "naive",
+        "ec",
+        "ef21",
+        "ef21-sgdm",
+        "econtrol",
+    }
+    text = " ".join(claim["claim"] for claim in report["claims"])
+    for part in ("heterogeneity", "noise, n=2", "speed-up", "gain", "digits"):
+        assert part in text
+    assert report["figures"] == ["figures/least_squares.png", "figures/digits.png"]
+    assert all(np.isfinite(row["values"]).all() for row in report["rows"])
+
+
+@pytest.fixture(scope="module")
+def default():
+    return load("configs/econtrol.py:default", [], CHECKOUT)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("naive", 26.0), ("ec", 1.0e-1), ("ef21", 0.0), ("econtrol", 0.0), ("sgd", 0.0)],
+)
+def test_the_specifications_table_without_noise(default, method, expected):
+    """Squared distance after 3000 rounds at step 0.01, the same draw of b."""
+    transform = econtrol._transforms(econtrol._codec(default), default)[method]()
+    last = econtrol._distances(default, transform, 5, 10.0, [0.01], 0.0, 1)[0, 0, -1]
+    assert last == pytest.approx(expected, rel=0.05, abs=1e-8)
+
+
+def test_the_problem_is_the_published_one(default):
+    a, b, optimum = econtrol._problem(default, 0, 5, 10.0)
+    assert np.square(optimum).sum() == pytest.approx(66.5, abs=0.05)
+    gradient = (a[:, None] * (a[:, None] * optimum - b)).sum(axis=0)
+    np.testing.assert_allclose(gradient, 0, atol=1e-12)
+
+
+def test_digits_are_split_by_label():
+    labels = np.arange(100) % 10
+    parts = econtrol._by_label(labels, 10)
+    assert all(set(labels[part]) == {worker} for worker, part in enumerate(parts))
+
+
+def test_the_network_trains_on_compressed_messages(default):
+    options = default.copy_and_resolve_references().unlock()
+    options.resnet.update({"rounds": 6, "looks": 2, "batch": 8, "widths": (4, 8), "workers": 4})
+    result = econtrol._trainer(options, "resnet", "econtrol")(0.1, 0)
+    assert result["loss"].shape == (2,)
+    assert np.isfinite(result["loss"]).all()
+
+
+@pytest.mark.parametrize("preset", ["smoke", "default", "full"])
+def test_presets_load(preset):
+    config, *_ = load(f"configs/econtrol.py:{preset}", [], CHECKOUT)
+    assert econtrol._costs(config, ["econtrol"], 2, econtrol._learning_problems(config))

@@ -1,0 +1,113 @@
+"""The smoke preset, interrupted and resumed; the stages of a run; processes on slow links."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import onebit_adam
+from rlib.experiment import Run, UsageError
+from rlib.experiment.config import load
+from rlib.experiment.environment import CHECKOUT
+from rlib.experiment.hosts import slow_hosts
+from rlib.experiment.start import run_guarded
+
+ARGUMENTS = ["--config=configs/onebit_adam.py:smoke"]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("onebit") / "run"
+    arguments = [*ARGUMENTS, f"--workdir={workdir}"]
+    real, fitted = onebit_adam.Task.fit, []
+
+    def failing(self, unit, method, seed):
+        if unit == "fit/digits/no-feedback/seed0":
+            raise RuntimeError("injected")
+        fitted.append(unit)
+        return real(self, unit, method, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onebit_adam.Task, "fit", failing)
+        assert run_guarded(onebit_adam.main, "onebit_adam", arguments, ()) == 1
+        before = list(fitted)
+        patch.setattr(onebit_adam.Task, "fit", real)
+        assert run_guarded(onebit_adam.main, "onebit_adam", arguments, ()) == 0
+    for unit in before:
+        assert (workdir / "cache" / f"{unit}.npz").exists()
+    return json.loads((workdir / "report.json").read_text())
+
+
+def test_every_method_task_and_claim_is_there(report):
+    rows = {(row["method"], row["group"]) for row in report["rows"]}
+    assert {(m, "digits, loss") for m in onebit_adam.METHODS} <= rows
+    assert ("onebit", "text, loss") in rows
+    text = " ".join(claim["claim"] for claim in report["claims"])
+    for part in ("onebit's final loss", "no-feedback", "no-mask", "28 times", "4.8 times"):
+        assert part in text
+    assert report["figures"] == ["figures/digits.png", "figures/text.png"]
+    assert all(np.isfinite(row["values"]).all() for row in report["rows"])
+
+
+def test_bytes_are_counted_in_the_compiled_programs(report):
+    sent = {row["method"]: row["values"][0] for row in report["rows"] if row["group"] == "bytes"}
+    parameters = 64 * 64 + 64 + 64 * 10 + 10
+    assert sent["digits, warmup"] == pytest.approx(4 * (parameters + 2) * 2 * 7 / 8, rel=0.01)
+    assert sent["digits, compressed"] < sent["digits, warmup"] / 10
+
+
+@pytest.fixture
+def task():
+    config, *_ = load("configs/onebit_adam.py:smoke", [], CHECKOUT)
+    return onebit_adam.Task(config, "digits", Run())
+
+
+def test_the_automatic_warm_up_ends_and_the_steps_add_up(task):
+    result = task.fit("unit", "onebit-auto", 0)
+    assert len(result["loss"]) == task.options.steps
+    fixed = task.fit("unit", "onebit", 0)
+    assert fixed["warmup"] == task.options.warmup
+    np.testing.assert_allclose(result["loss"][:4], fixed["loss"][:4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "default", "full", "slow_network"])
+def test_presets_load(preset):
+    config, *_ = load(f"configs/onebit_adam.py:{preset}", [], CHECKOUT)
+    assert set(config.digits.methods) <= set(onebit_adam.METHODS)
+
+
+def test_no_right_to_make_namespaces_is_one_line(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/sbin/{tool}")
+    with pytest.raises(UsageError, match="root"), slow_hosts(2, 100):
+        pass
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    with pytest.raises(UsageError, match="iproute2"), slow_hosts(2, 100):
+        pass
+
+
+def can_make_hosts():
+    try:
+        with slow_hosts(1, 100):
+            return True
+    except UsageError:
+        return False
+
+
+@pytest.mark.skipif(not can_make_hosts(), reason="needs the right to make network namespaces")
+def test_processes_on_slow_links_train_and_count_their_bytes():
+    config, *_ = load("configs/onebit_adam.py:slow_network", [], CHECKOUT)
+    config.unlock()
+    config.network.update(
+        {"layers": 1, "embed": 64, "heads": 2, "length": 16, "steps": 2, "end_to_end": 6}
+    )
+    measured = onebit_adam._network(config, 500.0)
+    size = measured["parameters"]
+    for name, least, most in (("float32", 4, 5), ("bfloat16", 2, 2.6), ("compressed", 1 / 8, 0.4)):
+        assert all(least * size < sent < most * size for sent in measured[name]["bytes"]), name
+    adam, onebit = (measured[f"end to end {n}"]["losses"] for n in ("adam", "onebit"))
+    assert len(adam) == len(onebit) == 6
+    assert adam[0] == pytest.approx(onebit[0], rel=1e-3)
+    assert np.isfinite(onebit).all()
