@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from rlib.experiment.errors import UsageError
 
-_PREFIX = "rlibh"
-_BRIDGE = "rlibslow"
+# Names of this process, so that two runs do not meet; an interface's has 15 characters at most.
+_PREFIX = f"rl{os.getpid()}h"
+_BRIDGE = f"rl{os.getpid()}b"
 
 
 class Host(NamedTuple):
