@@ -5,8 +5,9 @@ default  six to seven minutes on two CPU cores; tests every claim
 full     nine bands, networks twice as wide, twice the settings of every rival: hours on two cores
 paper    the published networks and numbers of steps (4 x 222 for sounds, 4 x 256 and 4,000 steps
          for 512 x 512 pixels), on data that ship with the installed packages: scikit-image's
-         camera, which the paper uses too, and a chime in place of the paper's clips, which come
-         with no licence. All data need no preparation. Untested: it wants an accelerator.
+         camera (CC0), which the paper uses too, and a chime (MIT) in place of the paper's clips,
+         which come with no licence: the data sets photographs/camera, photographs/gravel and
+         sounds/chime-success of rlib.data, prepared on first use. Untested: wants an accelerator.
 """
 
 from ml_collections import ConfigDict

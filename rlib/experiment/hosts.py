@@ -93,6 +93,8 @@ def _make(hosts: list[Host], megabits: float) -> None:
 
 def _remove(hosts: list[Host]) -> None:
     for host in hosts:
+        # The kernel removes a namespace's links some time later: the next host would meet them.
+        _run("ip", "link", "del", f"v{host.name}", check=False)
         _run("ip", "netns", "del", host.name, check=False)
         shutil.rmtree(Path("/etc/netns", host.name), ignore_errors=True)
     _run("ip", "link", "del", _BRIDGE, check=False)

@@ -73,6 +73,7 @@ class Run:
         self._figures: list[str] = []
         self._stop: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._counts: set[int] = set()
         self._progress = ProgressView(console if self._first else None)
         self._begun = time.monotonic()
         if workdir is not None and self._first:
@@ -91,10 +92,11 @@ class Run:
             raise UsageError(str(error)) from error
 
     def seeds(self, config: ConfigDict) -> range:
-        """The seeds to average over."""
+        """The seeds to average over: `--seeds`, else the `seeds` of a configuration or part."""
         count = config.seeds if self._seeds is None else self._seeds
         if count < 1:
             raise UsageError(f"seeds={count}: at least one seed is needed")
+        self._counts.add(count)
         return range(count)
 
     def select(self, methods: Iterable[str]) -> list[str]:
@@ -217,7 +219,10 @@ class Run:
                 "run": time.monotonic() - self._begun,
                 "compile": environment.compile_seconds(),
             },
-            environment=environment.describe(),
+            environment={
+                **environment.describe(),
+                "seeds": ", ".join(str(count) for count in sorted(self._counts)),
+            },
             selection=self._selection(),
         )
         self.write("report.md", report.markdown().encode())

@@ -70,11 +70,11 @@ def test_arrays_load_neither_jax_nor_the_packages_of_the_data(fresh_directory):
 def test_directory_follows_the_environment(monkeypatch):
     for variable in ("RLIB_DATA_DIR", "TFDS_DATA_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/somewhere/else")
     steps = [
-        ("HOME", "/home/someone", "/home/someone/.cache/rlib/datasets"),
+        ("HOME", "/somewhere/else", "/somewhere/else/.cache/rlib/datasets"),
         ("XDG_CACHE_HOME", "/cache", "/cache/rlib/datasets"),
-        ("TFDS_DATA_DIR", "~/tfds", "/home/someone/tfds"),
+        ("TFDS_DATA_DIR", "~/tfds", "/somewhere/else/tfds"),
         ("RLIB_DATA_DIR", "gs://bucket/tfds", "gs://bucket/tfds"),
     ]
     for variable, value, expected in steps:

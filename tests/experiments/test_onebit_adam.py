@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -94,6 +95,17 @@ def can_make_hosts():
             return True
     except UsageError:
         return False
+
+
+def test_hosts_can_be_made_again_at_once_and_leave_nothing():
+    if not can_make_hosts():
+        pytest.skip("needs the right to make network namespaces")
+    for _ in range(3):
+        with slow_hosts(2, 100) as hosts:
+            command = hosts[0].command("cat", "/sys/class/net/eth0/statistics/tx_bytes")
+            assert int(subprocess.run(command, capture_output=True, text=True).stdout) >= 0
+    left = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
+    assert f"rl{os.getpid()}" not in left
 
 
 def test_processes_on_slow_links_train_and_count_their_bytes():
