@@ -1,7 +1,7 @@
 """EControl: what the experiment computes.
 
 smoke    seconds; for tests, its numbers mean nothing
-default  two minutes on two CPU cores: least squares and digits, no download
+default  a minute on two CPU cores: least squares and digits, no download
 full     with a residual network on mnist_5k (extra `data`): half an hour on two cores
 paper    the published network is ResNet-18 on CIFAR-10 (TFDS name cifar10, image (32, 32, 3) and
          label; prepare it with `python -m rlib.data prepare cifar10`, extra `paper`); its licence
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rlib.experiment import apply_preset
 
 BASE = {
-    "expected": "about 2 minutes and 1 GB of memory on two CPU cores",
+    "expected": "about 1 minute and 1 GB of memory on two CPU cores",
     "seeds": 5,
     "mesh": {"data": -1},
     "momentum": 0.1,  # a of EF21-SGDM
@@ -66,7 +66,7 @@ SMOKE = {
     "digits.seeds": 2,
 }
 FULL = {
-    "expected": "about half an hour and 2 GB of memory on two CPU cores",
+    "expected": "about half an hour and 2 GB of memory on two CPU cores (an estimate)",
     "squares.noise": (1.0, 10.0),
     "resnet.rounds": 300,
 }

@@ -102,7 +102,7 @@ SMOKE = {
     "text.methods": ("adam", "onebit"),
 }
 FULL = {
-    "expected": "about an hour and 4 GB of memory on two CPU cores",
+    "expected": "about an hour and 4 GB of memory on two CPU cores (an estimate)",
     "text.layers": 4,
     "text.embed": 128,
     "text.steps": 1000,
@@ -110,7 +110,7 @@ FULL = {
     "text.methods": BASE["digits"]["methods"],
 }
 SLOW_NETWORK = {
-    "expected": "about 6 minutes and 4 GB of memory on two CPU cores, as root (Linux, iproute2)",
+    "expected": "about 10 minutes and 4 GB of memory on two cores (an estimate), as root on Linux",
     "digits.methods": (),
     "text.methods": (),
     "network.megabits": (50.0, 200.0, 1000.0),

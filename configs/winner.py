@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rlib.experiment import apply_preset
 
 BASE = {
-    "expected": "about 6 minutes and 1.5 GB of memory on two CPU cores",
+    "expected": "about 7 minutes and 1 GB of memory on two CPU cores",
     "seeds": 5,  # network draws; at least 5 for the claims
     "mesh": {"data": -1},
     "optimizer": {
@@ -101,7 +101,7 @@ SMOKE = {
     "chunk": 10,
 }
 FULL = {
-    "expected": "about 3 hours and 3 GB of memory on two CPU cores",
+    "expected": "about 3 hours and 3 GB of memory on two CPU cores (an estimate)",
     "model.width": 128,
     "bands.edges": tuple((lo / 10, (lo + 2) / 10) for lo in range(9)),
     "bands.samples": 8192,

@@ -446,7 +446,7 @@ def _draw(run: Run, config: ConfigDict, quiet, noisy, gains, learned) -> None:
     axes[0, 1].set(title="noise", xlabel="workers", ylabel="squared distance, last rounds")
     axes[0, 1].set(xscale="log", yscale="log")
     axes[0, 1].set_xticks(options.many_workers, [str(n) for n in options.many_workers])
-    axes[0, 1].minorticks_off()
+    axes[0, 1].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     if gains is not None:
         last = np.minimum(np.nan_to_num(gains["last"], nan=1e9, posinf=1e9), 1e9).mean(axis=1)
         axes[0, 2].loglog(options.gains, last, color=colours["econtrol"], marker="o", markersize=3)

@@ -407,7 +407,7 @@ def _draw_network(run: Run, links: dict[float, Values]) -> None:
         arrays[f"seconds {name}"] = np.stack(seconds)
     axes[0, 0].set(xscale="log", yscale="log", xlabel="Mbit/s", ylabel="seconds a step")
     axes[0, 0].set_xticks(rates, [f"{rate:g}" for rate in rates])
-    axes[0, 0].minorticks_off()
+    axes[0, 0].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes[0, 0].legend()
     for ax, rate in zip(axes[0, 1:], rates, strict=True):
         for colour, name in (("black", "adam"), (COLOURS[0], "onebit")):
@@ -546,7 +546,8 @@ def _draw(run: Run, config: ConfigDict, found, wire) -> None:
             lag = config[name].window
             ratio = norms[:-lag] / np.maximum(norms[lag:], 1e-30)
             axes[0, 2].plot(np.arange(lag, len(norms)), ratio, color="black")
-            axes[0, 2].axhline(config[name].stable, linestyle=":", color="#999999")
+            for bound in (config[name].stable, 1 / config[name].stable):
+                axes[0, 2].axhline(bound, linestyle=":", color="#999999")
             arrays["v_norms"] = norms
         axes[0, 0].set(xlabel="step", ylabel="training loss (nats)", yscale="log", title=name)
         axes[0, 1].set(
