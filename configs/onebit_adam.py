@@ -71,10 +71,10 @@ BASE = {
         "length": 64,
         "batch": 1,  # sequences a host and step
         "learning_rate": 5e-4,
-        "steps": 5,  # measured, of each variant
-        "end_to_end": 20,  # steps of the trainings
-        "warmup": 0.15,  # share of them in bfloat16
-        "timeout": 1200,  # seconds
+        "steps": 20,
+        "repeats": 3,
+        "warmup": 0.15,  # share of the steps in bfloat16
+        "timeout": 2400,  # seconds
     },
 }
 SMOKE = {
@@ -110,7 +110,7 @@ FULL = {
     "text.methods": BASE["digits"]["methods"],
 }
 SLOW_NETWORK = {
-    "expected": "about 10 minutes and 4 GB of memory on two cores (an estimate), as root on Linux",
+    "expected": "about 15 minutes and 4 GB of memory on two cores (an estimate), as root on Linux",
     "digits.methods": (),
     "text.methods": (),
     "network.megabits": (50.0, 200.0, 1000.0),

@@ -1,6 +1,6 @@
 """Codecs: what travels is really packed, and its bytes are its cost."""
 
-from rlib.compression.bits import pack_bits, pack_codes, unpack_bits, unpack_codes
+from rlib.compression.bits import pack_bits, pack_codes, packed_shape, unpack_bits, unpack_codes
 from rlib.compression.codec import (
     Codec,
     Dense,
@@ -39,6 +39,7 @@ __all__ = [
     "encode_tree",
     "pack_bits",
     "pack_codes",
+    "packed_shape",
     "payload_bytes",
     "unpack_bits",
     "unpack_codes",

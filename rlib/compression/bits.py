@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, UInt8
 
 # TPUs tile uint8 by (8k, 128): bytes as rows of 128 lanes, with the eight bits of a byte on an
@@ -13,10 +14,11 @@ _ROW = 8 * _LANES  # bits in a row of bytes
 def pack_bits(bits: Bool[Array, "..."]) -> UInt8[Array, " bytes"] | UInt8[Array, "rows 128"]:
     """Pack n truth values, read in C order, into bytes.
 
-    - n <= 1024: uint8[ceil(n / 8)], the order of `np.packbits`.
-    - n > 1024: uint8[rows, 128] with rows = ceil(n / 1024), at most 127 bytes more. False is
-      appended up to 1024 rows, which are read as eight planes of (rows, 128); plane j holds the
-      bits of value 2**(7 - j) of every byte, so the padding is the end of the last planes.
+    - n <= 1024: uint8[ceil(n / 8)], in the order of `np.packbits`.
+    - n > 1024: uint8[rows, 128] with rows = ceil(n / 1024), at most 127 bytes more, which hold
+      False. The order is that of `np.packbits` on CPUs. Elsewhere the values, False appended up
+      to 1024 rows, are read as eight planes of (rows, 128), and plane j holds the bits of value
+      2**(7 - j) of every byte. A message is packed and unpacked on one platform.
 
     >>> pack_bits(jnp.array([True, False, True]))
     Array([160], dtype=uint8)
@@ -26,6 +28,16 @@ def pack_bits(bits: Bool[Array, "..."]) -> UInt8[Array, " bytes"] | UInt8[Array,
     flat = jnp.asarray(bits).reshape(-1)
     if flat.size <= _ROW:
         return jnp.packbits(flat)
+    return lax.platform_dependent(flat, cpu=_pack_in_order, default=_pack_planes)
+
+
+def _pack_in_order(flat: Bool[Array, " n"]) -> UInt8[Array, "rows 128"]:
+    # A CPU unpacks this order as fast as it copies, and planes three times slower.
+    packed = jnp.packbits(flat)
+    return jnp.pad(packed, (0, -packed.size % _LANES)).reshape(-1, _LANES)
+
+
+def _pack_planes(flat: Bool[Array, " n"]) -> UInt8[Array, "rows 128"]:
     planes = jnp.pad(flat, (0, -flat.size % _ROW)).reshape(8, -1, _LANES)
     return jnp.packbits(planes, axis=0)[0]
 
@@ -39,12 +51,26 @@ def unpack_bits(packed: UInt8[Array, "..."], n: int) -> Bool[Array, " {n}"]:
     Raises:
         ValueError: the bytes have not the shape that `pack_bits` gives n values.
     """
-    shape = (-(-n // 8),) if n <= _ROW else (-(-n // _ROW), _LANES)
-    if packed.shape != shape:
-        raise ValueError(f"{n} bits travel as uint8{list(shape)}, not uint8{list(packed.shape)}")
+    if packed.shape != packed_shape(n):
+        wanted = list(packed_shape(n))
+        raise ValueError(f"{n} bits travel as uint8{wanted}, not uint8{list(packed.shape)}")
     if n <= _ROW:
-        return jnp.unpackbits(packed)[:n].astype(bool)
-    return _planes(packed, 8).reshape(-1)[:n]
+        return _unpack_in_order(packed)[:n]
+    return lax.platform_dependent(packed, cpu=_unpack_in_order, default=_unpack_planes)[:n]
+
+
+def packed_shape(n: int) -> tuple[int, ...]:
+    """Shape of the bytes of n truth values."""
+    return (-(-n // 8),) if n <= _ROW else (-(-n // _ROW), _LANES)
+
+
+def _unpack_in_order(packed: UInt8[Array, "..."]) -> Bool[Array, " bits"]:
+    # The barrier keeps XLA from packing a byte anew for each of its bits.
+    return jnp.unpackbits(lax.optimization_barrier(packed.reshape(-1))).astype(bool)
+
+
+def _unpack_planes(packed: UInt8[Array, "rows 128"]) -> Bool[Array, " bits"]:
+    return _planes(packed, 8).reshape(-1)
 
 
 def pack_codes(codes: UInt8[Array, " n"], width: int) -> UInt8[Array, "..."]:

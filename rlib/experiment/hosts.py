@@ -35,11 +35,6 @@ class Host(NamedTuple):
         return ["ip", "netns", "exec", self.name, *words]
 
 
-def sent_bytes() -> int:
-    """Bytes that left the host of this process by its interface since the host was made."""
-    return int(Path("/sys/class/net/eth0/statistics/tx_bytes").read_text())
-
-
 @contextlib.contextmanager
 def slow_hosts(count: int, megabits: float) -> Iterator[list[Host]]:
     """`count` hosts whose links carry `megabits` a second in each direction; removed at the end.

@@ -59,6 +59,7 @@ def judge(
     *,
     at_least: float | None = None,
     at_most: float | None = None,
+    exact: bool = False,
     confidence: float = 0.95,
 ) -> Claim:
     """Judge a bound on a mean by its t interval.
@@ -66,6 +67,7 @@ def judge(
     Args:
         values: one per seed; for a comparison the paired differences.
         at_least, at_most: one of them; the bound.
+        exact: the values are no sample, for example bytes of a compiled program.
 
     Returns:
         "held" if the whole interval meets the bound, "not held" if none of it does,
@@ -81,13 +83,16 @@ def judge(
         raise ValueError(f"no values for the claim {sentence!r}")
     mean = float(sample.mean())
     bound = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
-    if sample.size < 2:
+    if exact:
+        half = 0.0
+    elif sample.size < 2:
         return Claim(sentence, mean, None, bound, "inconclusive")
-    half = float(
-        stats.t.ppf((1 + confidence) / 2, sample.size - 1)
-        * sample.std(ddof=1)
-        / math.sqrt(sample.size)
-    )
+    else:
+        half = float(
+            stats.t.ppf((1 + confidence) / 2, sample.size - 1)
+            * sample.std(ddof=1)
+            / math.sqrt(sample.size)
+        )
     low, high = mean - half, mean + half
     # An upper bound is a lower bound on the negated values.
     low_, high_, limit = (low, high, at_least) if at_most is None else (-high, -low, -at_most)

@@ -63,7 +63,7 @@ def scale_by_onebit_adam(
     *,
     axis_name: str | None = None,
     warmup_steps: int | None = None,
-    v_floor: float = 1e-10,
+    v_floor: float | None = 1e-10,
     scale: Literal["l2", "l1"] = "l2",
     compress: Tree | Callable[[Tree], Tree] | None = None,
     error_feedback: bool = True,
@@ -83,7 +83,8 @@ def scale_by_onebit_adam(
         axis_name: axis of the workers; None for one worker.
         warmup_steps: length of the warm-up where `stage` is not given.
         v_floor: in the compressed stage coordinates with v <= v_floor are left alone: one bit
-            cannot say 0, and m / sqrt(v) would explode. In units of squared gradients.
+            cannot say 0, and m / sqrt(v) would explode. In units of squared gradients; None leaves
+            none alone, where every coordinate has gradients, and is faster on a CPU.
         scale: magnitude of the signs; "l2" is published, "l1" is a contraction.
         compress: booleans like the parameters, or a function of them that returns such: False
             keeps full Adam, with an uncompressed mean, for a tensor. All True if None.
@@ -151,7 +152,7 @@ def scale_by_onebit_adam(
             worker_error,
             server_error,
             axis_name,
-            mask=[x > v_floor for x in v],
+            mask=None if v_floor is None else [x > v_floor for x in v],
             scale=scale,
         )
         new = {name: list(column) for name, column in zip("mvws", columns[1:], strict=True)}

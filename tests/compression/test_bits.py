@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rlib.compression import pack_bits, pack_codes, unpack_bits, unpack_codes
+from rlib.compression.bits import _pack_planes, _unpack_planes
 
 # Compiled, which is faster than operation by operation.
 pack, unpack = jax.jit(pack_bits), jax.jit(unpack_bits, static_argnums=1)
@@ -33,12 +34,26 @@ def test_round_trip_of_every_short_length():
         np.testing.assert_array_equal(unpack(jnp.asarray(packed), n), bits[:n])
 
 
+@pytest.mark.parametrize("n", [1025, 2048, 7171])
+def test_long_order_is_that_of_numpy_on_a_cpu(n):
+    bits = np.random.default_rng(n).random(n) < 0.5
+    expected = np.packbits(bits)
+    packed = np.asarray(pack(bits)).reshape(-1)
+    np.testing.assert_array_equal(packed[: len(expected)], expected)
+
+
 @pytest.mark.parametrize(
     ("n", "byte", "bit"), [(0, 0, 7), (255, 255, 7), (256, 0, 6), (2047, 255, 0)]
 )
-def test_long_layout_is_eight_planes(n, byte, bit):
-    packed = np.asarray(pack(np.arange(2048) == n)).reshape(-1)
+def test_long_order_elsewhere_is_eight_planes(n, byte, bit):
+    packed = np.asarray(_pack_planes(jnp.arange(2048) == n)).reshape(-1)
     assert packed[byte] == 1 << bit and packed.sum() == 1 << bit
+
+
+@pytest.mark.parametrize("n", [1025, 7171])
+def test_planes_round_trip(n):
+    bits = np.random.default_rng(n).random(n) < 0.5
+    np.testing.assert_array_equal(_unpack_planes(_pack_planes(jnp.asarray(bits)))[:n], bits)
 
 
 def test_padding_is_zero_bits():

@@ -226,7 +226,7 @@ def test_checkpoints_of_another_number_of_workers_are_converted(tmp_path, sizes)
     """Means of errors stay, server errors stay coordinate by coordinate, and training goes on."""
     from etils import epath
 
-    tx = onebit_adam(0.1, axis_name="data", v_floor=-1.0)
+    tx = onebit_adam(0.1, axis_name="data", v_floor=None)
     rules = {"mlp": "model"}
     draw = np.random.default_rng(0)
     params = {"w": nnx.Param(jnp.zeros((6, 10)), out_sharding=(None, "mlp"), eager_sharding=False)}
