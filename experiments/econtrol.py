@@ -31,6 +31,7 @@ from rlib.experiment import (
     legend,
     named_key,
     panels,
+    slow_network,
     start,
     styled,
 )
@@ -49,13 +50,18 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     methods = run.select(list(_transforms(compression.Identity(), config)))
     problems = _learning_problems(config)
     run.plan(_costs(config, methods, seeds, problems))
-    quiet = {m: run.cached(f"quiet/{m}", lambda m=m: _quiet(config, m, seeds)) for m in methods}
-    noisy = {m: run.cached(f"noisy/{m}", lambda m=m: _noisy(config, m, seeds)) for m in methods}
-    gains = run.cached("gains", lambda: _gains(config, seeds)) if "econtrol" in methods else None
+    posed = methods if config.squares.rounds > 0 else []
+    quiet = {m: run.cached(f"quiet/{m}", lambda m=m: _quiet(config, m, seeds)) for m in posed}
+    noisy = {m: run.cached(f"noisy/{m}", lambda m=m: _noisy(config, m, seeds)) for m in posed}
+    gains = run.cached("gains", lambda: _gains(config, seeds)) if "econtrol" in posed else None
     learned = {name: _learn(run, config, name, p, methods, seeds) for name, p in problems.items()}
-    _draw(run, config, quiet, noisy, gains, learned)
-    rows = _rows(config, quiet, noisy, gains, learned)
-    return Report(rows, _claims(config, quiet, noisy, gains, learned), _notes(config, learned))
+    links = slow_network.measured(run, "experiments.econtrol:network_trainings", config.network)
+    _draw_squares(run, config, quiet, noisy, gains)
+    _draw_learned(run, config, learned)
+    slow_network.draw_network(run, links)
+    rows = [*_rows(config, quiet, noisy, gains, learned), *slow_network.network_rows(links)]
+    claims = [*_claims(config, quiet, noisy, gains, learned), *_network_claims(config, links)]
+    return Report(rows, claims, _notes(quiet, learned))
 
 
 def _transforms(codec: compression.Codec, config: ConfigDict) -> dict[str, Callable]:
@@ -179,8 +185,14 @@ def _model(name: str, options: ConfigDict, key: jax.Array):
     if name == "digits":
         params = {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
         return params, lambda p, x: x.reshape(len(x), -1) @ p["w"] + p["b"]
+    channels = _images(options.dataset, "train")[0].shape[-1]
     network = nn.ResNet(
-        10, in_channels=1, widths=tuple(options.widths), blocks=1, groups=4, rngs=nnx.Rngs(key)
+        10,
+        in_channels=channels,
+        widths=tuple(options.widths),
+        blocks=options.blocks,
+        groups=options.groups,
+        rngs=nnx.Rngs(key),
     )
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
     return params, lambda p, x: nnx.merge(graphdef, p, rest)(x)
@@ -194,19 +206,27 @@ def _by_label(labels: np.ndarray, workers: int) -> list[np.ndarray]:
 
 
 @functools.cache
-def _images(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    arrays = data.arrays("digits" if name == "digits" else "mnist_5k", split)
+def _images(dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = data.arrays(dataset, split)
     images = arrays["image"].astype(np.float32)
     return images / images.max(), arrays["label"]
 
 
-def _trainer(config: ConfigDict, name: str, method: str) -> Callable[[float, int], Values]:
+def _mean_of_parts(f: Callable, x: jax.Array, y: jax.Array, most: int = 1000) -> jax.Array:
+    """Mean over examples of f, a mean over its examples, by equal parts that fit in memory."""
+    size = next(n for n in range(most, 0, -1) if len(x) % n == 0)
+    parts = [array.reshape(-1, size, *array.shape[1:]) for array in (x, y)]
+    return jnp.mean(jax.lax.map(lambda rows: f(*rows), parts))
+
+
+def _trainer(
+    config: ConfigDict, name: str, method: str, check: Callable[[], None]
+) -> Callable[[float, int], Values]:
     """(step size, seed) -> loss on all training examples and test accuracy, along the rounds."""
     options = config[name]
-    x, y = _images(name, "train")
-    parts = _by_label(y, options.workers)
-    shards = tuple(jnp.asarray(np.stack([array[p] for p in parts])) for array in (x, y))
-    everything = tuple(jnp.asarray(v) for split in ("train", "test") for v in _images(name, split))
+    train_set, test_set = (_images(options.dataset, split) for split in ("train", "test"))
+    parts = _by_label(train_set[1], options.workers)
+    shards = tuple(jnp.asarray(np.stack([array[p] for p in parts])) for array in train_set)
     _, apply = _model(name, options, jax.random.key(0))
     codec = compression.TopK(fraction=options.fraction)
     tx = parallel.on_one_device(_transforms(codec, config)[method](), options.workers, AXIS)
@@ -221,30 +241,35 @@ def _trainer(config: ConfigDict, name: str, method: str) -> Callable[[float, int
         rows = jax.random.randint(key, (options.batch,), 0, size)
         return jax.grad(loss)(params, images[rows], labels[rows])
 
-    def step(gamma, carry, key):
-        params, state = carry
-        keys = jax.random.split(key, options.workers)
-        grads = jax.lax.map(lambda part: local(params, *part), (*shards, keys))
-        updates, state = tx.update(grads, state, params)
-        params = jax.tree.map(lambda p, u: p - gamma * u, params, updates)
-        return (params, state), None
+    @functools.partial(jax.jit, donate_argnums=0)
+    def stretch(carry, gamma, keys, shards):
+        def step(carry, key):
+            params, state = carry
+            keys = jax.random.split(key, options.workers)
+            grads = jax.lax.map(lambda part: local(params, *part), (*shards, keys))
+            updates, state = tx.update(grads, state, params)
+            return (jax.tree.map(lambda p, u: p - gamma * u, params, updates), state), None
 
-    def stretch(gamma, carry, keys):
-        carry, _ = jax.lax.scan(functools.partial(step, gamma), carry, keys)
-        params = carry[0]
-        x, y, x_test, y_test = everything
-        right = jnp.mean(jnp.argmax(apply(params, x_test), axis=-1) == y_test)
-        return carry, (loss(params, x, y), right)
+        return jax.lax.scan(step, carry, keys)[0]
 
     @jax.jit
-    def descend(params, gamma, keys):
-        return jax.lax.scan(functools.partial(stretch, gamma), (params, tx.init(params)), keys)[1]
+    def look(params, train_set, test_set):
+        right = lambda x, y: jnp.mean(jnp.argmax(apply(params, x), axis=-1) == y)
+        whole = functools.partial(loss, params)
+        return _mean_of_parts(whole, *train_set), _mean_of_parts(right, *test_set)
+
+    sets = jax.tree.map(jnp.asarray, (train_set, test_set))
 
     def train(gamma: float, seed: int) -> Values:
         params, _ = _model(name, options, named_key(seed, name, "weights"))
         keys = jax.random.split(named_key(seed, name, "batches"), options.rounds)
-        losses, accuracies = descend(params, gamma, keys.reshape(options.looks, -1))
-        return {"loss": np.asarray(losses), "accuracy": np.asarray(accuracies)}
+        carry, seen = (params, tx.init(params)), []
+        for part in keys.reshape(options.looks, -1):
+            check()
+            carry = stretch(carry, gamma, part, shards)
+            seen.append(look(carry[0], *sets))
+        losses, accuracies = (np.asarray(values) for values in zip(*seen, strict=True))
+        return {"loss": losses, "accuracy": accuracies}
 
     return train
 
@@ -252,7 +277,7 @@ def _trainer(config: ConfigDict, name: str, method: str) -> Callable[[float, int
 def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods, seeds: int):
     """Method -> {gamma, bytes per round and worker, losses and accuracies (seeds, looks)}."""
     try:
-        _images(name, "train")
+        _images(options.dataset, "train")
     except data.DataUnavailable as error:
         raise UsageError(f"{error}; or leave the problem out: --config.{name}.rounds=0") from error
     params, _ = _model(name, options, jax.random.key(0))
@@ -261,7 +286,7 @@ def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods
     packed = compression.payload_bytes(jax.eval_shape(codec.encode, None, flat))
     learned = {}
     for method in methods:
-        train = _trainer(config, name, method)
+        train = _trainer(config, name, method, run.check)
         tuned = [
             run.cached(f"tune/{name}/{method}/{g:g}", functools.partial(train, g, TUNING_SEED))
             for g in options.gammas
@@ -280,10 +305,83 @@ def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods
     return learned
 
 
+# Real processes over real TCP
+
+
+def network_trainings(options: ConfigDict) -> dict[str, slow_network.Training]:
+    """What `slow_network.measured` times: SGD by float32 and bfloat16 means, EC, EF21, EControl.
+
+    A perceptron learns digits; every host has the examples of its own labels.
+    """
+    mesh = parallel.make_mesh({AXIS: options.hosts})
+    network = nn.Perceptron((64, *options.hidden, 10), rngs=nnx.Rngs(0))
+    graphdef, params, frozen = nnx.split(network, nnx.Param, ...)
+    x, y = _images("digits", "train")
+    parts = _by_label(y, options.hosts)
+
+    def loss(params: Any, frozen: Any, batch: Any, key: Any):
+        logits = nnx.merge(graphdef, params, frozen)(batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return jnp.mean(losses), {}
+
+    def batches():
+        draw = np.random.default_rng(0)
+        while True:
+            rows = np.concatenate([draw.choice(part, options.batch) for part in parts])
+            yield {"image": x[rows].reshape(len(rows), -1), "label": y[rows]}
+
+    def step(transform: optax.GradientTransformation, stage: str | None = None):
+        optimizer = optax.chain(transform, optax.sgd(options.learning_rate))
+        return parallel.make_train_step(
+            loss, optimizer, mesh, params, frozen, worker_axis=AXIS, stage=stage
+        )
+
+    rounded = optax.stateless(lambda g, _: collectives.rounded_mean(g, AXIS, jnp.bfloat16))
+    exact = optax.stateless(lambda g, _: jax.lax.pmean(g, AXIS))
+    phases = {
+        "sgd": [("float32", step(exact), options.steps)],
+        "sgd, bfloat16": [("bfloat16", step(rounded), options.steps)],
+    }
+    codec = compression.TopK(fraction=options.fraction)
+    for name, transform in {
+        "ec": optim.scale_by_error_compensation(codec, axis_name=AXIS),
+        "ef21": optim.scale_by_ef21(codec, axis_name=AXIS),
+        "econtrol": optim.scale_by_econtrol(codec, axis_name=AXIS),
+    }.items():
+        whole, rest = step(transform, "first"), step(transform, "rest")
+        phases[name] = [("first, whole", whole, 1), ("Top-K", rest, options.steps - 1)]
+    phases["ec"] = [("Top-K", phases["ec"][1][1], options.steps)]
+    return {n: slow_network.Training(p, params, frozen, batches) for n, p in phases.items()}
+
+
+def _network_claims(config: ConfigDict, links: dict[float, slow_network.Measured]) -> list[Claim]:
+    claims = []
+    fewer = 1 / (2 * config.network.fraction)
+    for megabits, found in links.items():
+        link = f"{megabits:g} Mbit/s"
+        claims += [
+            slow_network.step_claim(
+                f"{link}: Top-K steps are faster than float32 (times)",
+                found, "seconds", "float32", "Top-K", at_least=1,
+            ),
+            slow_network.step_claim(
+                f"{link}: their bytes on the wire are fewer, index and value for each of K (times)",
+                found, "bytes", "float32", "Top-K", at_least=0.9 * fewer,
+            ),
+            slow_network.training_claim(
+                f"{link}: EControl's training is faster than SGD's in float32 (times)",
+                found, "sgd", "econtrol", at_least=1,
+            ),
+        ]  # fmt: skip
+    return claims
+
+
 def _costs(config, methods, seeds, problems) -> dict[str, float]:
-    costs = {f"quiet/{m}": 1.5 * len(config.squares.heterogeneity) for m in methods}
-    costs |= {f"noisy/{m}": 1.5 * len(config.squares.many_workers) for m in methods}
-    costs["gains"] = 1.2 * len(config.squares.gains)
+    costs = slow_network.costs(config.network)
+    if config.squares.rounds > 0:
+        costs |= {f"quiet/{m}": 1.5 * len(config.squares.heterogeneity) for m in methods}
+        costs |= {f"noisy/{m}": 1.5 * len(config.squares.many_workers) for m in methods}
+        costs["gains"] = 1.2 * len(config.squares.gains)
     for name, options in problems.items():
         one = 0.3 if name == "digits" else 20.0
         for method in methods:
@@ -405,12 +503,15 @@ def _claims(config, quiet, noisy, gains, learned) -> list[Claim]:
     return claims
 
 
-def _notes(config: ConfigDict, learned) -> list[str]:
-    notes = [
-        "Workers are simulated on one device; messages are really packed. Bytes are those of a "
-        "payload, without the first gradient, which EF21 and EControl send whole once.",
-        "float32 ends near 1e-9 where float64 would go on to 1e-27.",
-    ]
+def _notes(quiet, learned) -> list[str]:
+    notes = []
+    if quiet or learned:
+        notes.append(
+            "Workers are simulated on one device; messages are really packed. Bytes are those of a "
+            "payload, without the first gradient, which EF21 and EControl send whole once."
+        )
+    if quiet:
+        notes.append("float32 ends near 1e-9 where float64 would go on to 1e-27.")
     for name, results in learned.items():
         chosen = ", ".join(f"{m} {r['gamma']:g}" for m, r in results.items())
         notes.append(f"{name}: step sizes chosen on a draw of their own: {chosen}")
@@ -420,20 +521,32 @@ def _notes(config: ConfigDict, learned) -> list[str]:
 # Figures
 
 
-@styled
-def _draw(run: Run, config: ConfigDict, quiet, noisy, gains, learned) -> None:
-    options = config.squares
-    colours = {
-        "sgd": "black",
-        **dict(zip(("ec", "naive", "ef21", "ef21-sgdm", "econtrol"), COLOURS, strict=False)),
+_COLOURS = {
+    "sgd": "black",
+    **dict(zip(("ec", "naive", "ef21", "ef21-sgdm", "econtrol"), COLOURS, strict=False)),
+}
+
+
+def _look(method: str) -> dict[str, Any]:
+    reference = method == "sgd"
+    return {
+        "color": _COLOURS[method],
+        "linestyle": "--" if reference else "-",
+        "zorder": 3 if reference else 2,
     }
-    look = lambda m: {"linestyle": "--" if m == "sgd" else "-", "zorder": 3 if m == "sgd" else 2}
+
+
+@styled
+def _draw_squares(run: Run, config: ConfigDict, quiet, noisy, gains) -> None:
+    if not quiet:
+        return
+    options = config.squares
     zeta, noise = f"{max(options.heterogeneity):g}", max(options.noise)
     middle = len(options.gammas) // 2
     figure, axes = panels(1, 3, size=(3.4, 3.0))
     for method, found in quiet.items():
         curve = np.exp(np.log(np.maximum(found[zeta][middle], 1e-30)).mean(axis=0))
-        axes[0, 0].semilogy(curve, color=colours[method], label=method, **look(method))
+        axes[0, 0].semilogy(curve, label=method, **_look(method))
     axes[0, 0].set(title="no noise", xlabel="round", ylabel="squared distance")
     for method, found in noisy.items():
         floors = [_floor(config, found, n, noise) for n in options.many_workers]
@@ -441,7 +554,7 @@ def _draw(run: Run, config: ConfigDict, quiet, noisy, gains, learned) -> None:
             options.many_workers,
             [f.mean() for f in floors],
             [f.std() for f in floors],
-            color=colours[method], marker="o", markersize=3, capsize=2, **look(method),
+            marker="o", markersize=3, capsize=2, **_look(method),
         )  # fmt: skip
     axes[0, 1].set(title="noise", xlabel="workers", ylabel="squared distance, last rounds")
     axes[0, 1].set(xscale="log", yscale="log")
@@ -449,7 +562,7 @@ def _draw(run: Run, config: ConfigDict, quiet, noisy, gains, learned) -> None:
     axes[0, 1].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     if gains is not None:
         last = np.minimum(np.nan_to_num(gains["last"], nan=1e9, posinf=1e9), 1e9).mean(axis=1)
-        axes[0, 2].loglog(options.gains, last, color=colours["econtrol"], marker="o", markersize=3)
+        axes[0, 2].loglog(options.gains, last, color=_COLOURS["econtrol"], marker="o", markersize=3)
         axes[0, 2].axhline(1e9, color="#999999", linestyle=":")
         axes[0, 2].annotate("diverged", (options.gains[0], 1e9), va="bottom", fontsize=8)
     axes[0, 2].set(
@@ -458,14 +571,18 @@ def _draw(run: Run, config: ConfigDict, quiet, noisy, gains, learned) -> None:
     legend(figure, axes[0, 0])
     arrays = {f"no noise {m}": f[zeta][middle] for m, f in quiet.items()}
     run.figure("least_squares", figure, **arrays)
+
+
+@styled
+def _draw_learned(run: Run, config: ConfigDict, learned) -> None:
     for name, results in learned.items():
         figure, axes = panels(1, 2, size=(3.6, 3.0))
         rounds = config[name].rounds // config[name].looks * np.arange(1, config[name].looks + 1)
         for method, result in results.items():
             sent = result["bytes"] * rounds / 1e3
             loss = result["loss"].mean(axis=0)
-            axes[0, 0].plot(rounds, loss, color=colours[method], label=method, **look(method))
-            axes[0, 1].loglog(sent, loss, color=colours[method], **look(method))
+            axes[0, 0].plot(rounds, loss, label=method, **_look(method))
+            axes[0, 1].loglog(sent, loss, **_look(method))
         axes[0, 0].set(xlabel="round", ylabel="training loss", title=name, yscale="log")
         axes[0, 1].set(xlabel="kilobytes sent by a worker", title="the same by bytes")
         legend(figure, axes[0, 0])

@@ -9,7 +9,6 @@ the compiled programs.
 
 import functools
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +89,7 @@ class Task:
         options = self.options
         network: nnx.Module
         if self.name == "digits":
-            network = _Perceptron((64, *options.hidden, 10), rngs=nnx.Rngs(key))
+            network = nn.Perceptron((64, *options.hidden, 10), rngs=nnx.Rngs(key))
         else:
             network = nn.Transformer(
                 256,
@@ -162,7 +161,16 @@ class Task:
         workers = self.mesh.shape[AXIS]
         more = {} if self.name == "digits" else {"length": options.length}
         name = "digits" if self.name == "digits" else "python_source"
-        return iter(data.stream(name, batch_size=options.batch * workers, seed=seed, **more))
+        return iter(
+            data.stream(
+                name,
+                batch_size=options.batch * workers,
+                seed=seed,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                **more,
+            )
+        )
 
     def fit(self, unit: str, method: str, seed: int) -> Values:
         """Training loss along the steps, and loss (and accuracy) on held-out data."""
@@ -290,17 +298,6 @@ def _network_claims(links: dict[float, slow_network.Measured]) -> list[Claim]:
             ),
         ]  # fmt: skip
     return claims
-
-
-class _Perceptron(nnx.Module):
-    def __init__(self, sizes: Iterable[int], *, rngs: nnx.Rngs):
-        widths = tuple(sizes)
-        self.layers = nnx.List(nn.Affine(m, n, rngs=rngs) for m, n in pairwise(widths))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in self.layers[:-1]:
-            x = jax.nn.relu(layer(x))
-        return self.layers[-1](x)
 
 
 def _flat(images: Any) -> jax.Array:

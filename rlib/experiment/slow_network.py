@@ -35,7 +35,7 @@ class Training(NamedTuple):
     Fields:
         phases: (name of the step, step, how often), in order; they share the first one's state.
         params, frozen: where it starts.
-        batches: () -> iterator of this process's rows of the batches.
+        batches: () -> iterator of whole batches, the same in every process.
     """
 
     phases: Sequence[tuple[str, TrainStep, int]]

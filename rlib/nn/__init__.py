@@ -14,6 +14,7 @@ from rlib.nn.coordinate import (
 )
 from rlib.nn.functional import affine, cosine, sine
 from rlib.nn.partitioning import logical_axes
+from rlib.nn.perceptron import Perceptron
 from rlib.nn.resnet import GroupNorm, ResidualBlock, ResNet, group_norm
 from rlib.nn.transformer import (
     Transformer,
@@ -33,6 +34,7 @@ __all__ = [
     "FourierMLP",
     "Gaussian",
     "GroupNorm",
+    "Perceptron",
     "ResNet",
     "ResidualBlock",
     "Siren",

@@ -33,8 +33,8 @@ def toy(workdir, *arguments, cwd=ROOT, **more):
     )
 
 
-def until_first_checkpoint(process, workdir):
-    folder = workdir / "checkpoints" / "plain" / "seed0"
+def until_first_checkpoint(process, workdir, method):
+    folder = workdir / "checkpoints" / method / "seed0"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -56,13 +56,17 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("signum", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("signum", "status", "method"),
+    [(signal.SIGKILL, -9, "onebit"), (signal.SIGINT, 130, "plain"), (signal.SIGTERM, 143, "plain")],
 )
-def test_a_stopped_run_continues_to_the_same_numbers(tmp_path, whole, values, signum, status):
+def test_a_stopped_run_continues_to_the_same_numbers(
+    tmp_path, whole, values, signum, status, method
+):
+    """Of a distributed optimiser too, with its errors on every worker."""
     workdir = tmp_path / "run"
     relative = Path("run")  # as the default is
     process = toy(relative, cwd=tmp_path, TOY_SLEEP="0.02")
-    until_first_checkpoint(process, workdir)
+    until_first_checkpoint(process, workdir, method)
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
@@ -153,41 +157,47 @@ def free_port():
 def test_two_processes_give_the_numbers_of_one(tmp_path, whole, values):
     port = free_port()
     shared = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
-    shared += ["--only=plain", "--seeds=1"]
+    shared += ["--only=plain,onebit", "--seeds=1"]
     workdir = tmp_path / "run"
-    both = [toy(workdir, *shared, f"--process={i}", "--config.mesh.data=2") for i in (0, 1)]
+    both = [toy(workdir, *shared, f"--process={i}") for i in (0, 1)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert "w is positive" in outputs[0][0]
     assert "w is positive" not in outputs[1][0]
-    np.testing.assert_allclose(values(workdir)["plain"], values(whole)["plain"][:1], rtol=1e-5)
+    for method in ("plain", "onebit"):
+        np.testing.assert_allclose(values(workdir)[method], values(whole)[method][:1], rtol=1e-5)
 
 
-def test_two_processes_fit_winner_as_one_does(tmp_path):
+@pytest.mark.parametrize(
+    ("experiment", "method", "count", "key"),
+    [("winner", "winner", 6, "clean"), ("onebit_adam", "onebit", 2, "loss")],
+)
+def test_two_processes_fit_as_one_does(tmp_path, experiment, method, count, key):
     """The losses of the first steps, to 1e-5; later ones amplify rounding, in one process too."""
     losses = []
-    for count in (1, 2):
-        workdir = tmp_path / str(count)
-        words = ["--config=configs/winner.py:smoke", "--only=winner", "--seeds=1"]
-        words += [f"--workdir={workdir}", f"--config.mesh.data={count}"]
-        if count == 2:
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        words = [f"--config=configs/{experiment}.py:smoke", f"--only={method}", "--seeds=1"]
+        data = 2 if experiment == "onebit_adam" else processes  # its workers' number counts
+        words += [f"--workdir={workdir}", f"--config.mesh.data={data}"]
+        if processes == 2:
             words += ["--distributed", f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
-        command = [sys.executable, "-m", "experiments.winner", *words]
-        processes = [
+        command = [sys.executable, "-m", f"experiments.{experiment}", *words]
+        started = [
             subprocess.Popen(
-                [*command, *([f"--process={index}"] if count == 2 else [])],
+                [*command, *([f"--process={index}"] if processes == 2 else [])],
                 env=environment(),
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for index in range(count)
+            for index in range(processes)
         ]
-        outputs = [process.communicate(timeout=240) for process in processes]
-        assert [process.returncode for process in processes] == [0] * count, outputs
+        outputs = [process.communicate(timeout=240) for process in started]
+        assert [process.returncode for process in started] == [0] * processes, outputs
         units = sorted((workdir / "cache" / "fit").rglob("*.npz"))
-        losses.append({str(u.relative_to(workdir)): np.load(u)["clean"][:5] for u in units})
-    assert len(losses[0]) == 6
+        losses.append({str(u.relative_to(workdir)): np.load(u)[key][:5] for u in units})
+    assert len(losses[0]) == count
     for unit, expected in losses[0].items():
         np.testing.assert_allclose(losses[1][unit], expected, rtol=1e-5)

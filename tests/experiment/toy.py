@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlib import parallel, training
+from rlib import optim, parallel, training
 from rlib.experiment import Report, Row, Run, judge, named_key, panels, start
 
 
@@ -40,11 +40,20 @@ class Numbers:
 
 def main(config, run=None):
     run = run or Run()
-    methods = run.select(["plain", "double"])
+    methods = run.select(["plain", "double", "onebit"])
     units = {f"{method}/seed{seed}": 1.0 for method in methods for seed in run.seeds(config)}
     run.plan(units)
     mesh = run.mesh(config)
-    train = parallel.make_train_step(loss, optax.adam(config.optimizer.rate), mesh, jnp.zeros(1))
+    plain = parallel.make_train_step(loss, optax.adam(config.optimizer.rate), mesh, jnp.zeros(1))
+    onebit = optim.onebit_adam(config.optimizer.rate, axis_name="data")
+    warm, compressed = (
+        parallel.make_train_step(loss, onebit, mesh, jnp.zeros(1), worker_axis="data", stage=stage)
+        for stage in ("warmup", "compressed")
+    )
+    half = config.steps // 2
+    phases = {
+        "onebit": [training.Phase(warm, half), training.Phase(compressed, config.steps - half)]
+    }
     rows = []
     for method in methods:
         values = []
@@ -54,11 +63,10 @@ def main(config, run=None):
             def compute(unit=unit, method=method, seed=seed):
                 if os.environ.get("TOY_FAIL") == unit:
                     raise RuntimeError("injected")
-                state = train.init(jnp.zeros(1), (), named_key(seed, "toy"))
+                todo = phases.get(method, [training.Phase(plain, config.steps)])
+                state = todo[0].train.init(jnp.zeros(1), (), named_key(seed, "toy"))
                 data = Numbers(float(os.environ.get("TOY_SLEEP", "0")))
-                state, history = run.fit(
-                    unit, [training.Phase(train, config.steps)], state, data, chunk=2
-                )
+                state, history = run.fit(unit, todo, state, data, chunk=2)
                 factor = 2.0 if method == "double" else 1.0
                 return {"w": factor * float(state.params[0]) + seed, "loss": history["loss"]}
 

@@ -1,18 +1,14 @@
-"""The smoke preset, interrupted and resumed; the stages of a run; processes on slow links."""
+"""The smoke preset, interrupted and resumed; the stages of a run."""
 
 import json
-import os
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
 from experiments import onebit_adam
-from rlib.experiment import Run, UsageError
+from rlib.experiment import Run
 from rlib.experiment.config import load
 from rlib.experiment.environment import CHECKOUT
-from rlib.experiment.hosts import slow_hosts
 from rlib.experiment.start import run_guarded
 
 ARGUMENTS = ["--config=configs/onebit_adam.py:smoke"]
@@ -77,50 +73,3 @@ def test_the_automatic_warm_up_ends_and_the_steps_add_up(task):
 def test_presets_load(preset):
     config, *_ = load(f"configs/onebit_adam.py:{preset}", [], CHECKOUT)
     assert set(config.digits.methods) <= set(onebit_adam.METHODS)
-
-
-def test_no_right_to_make_namespaces_is_one_line(monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(shutil, "which", lambda tool: f"/sbin/{tool}")
-    with pytest.raises(UsageError, match="root"), slow_hosts(2, 100):
-        pass
-    monkeypatch.setattr(shutil, "which", lambda tool: None)
-    with pytest.raises(UsageError, match="iproute2"), slow_hosts(2, 100):
-        pass
-
-
-def can_make_hosts():
-    try:
-        with slow_hosts(1, 100):
-            return True
-    except UsageError:
-        return False
-
-
-def test_hosts_can_be_made_again_at_once_and_leave_nothing():
-    if not can_make_hosts():
-        pytest.skip("needs the right to make network namespaces")
-    for _ in range(3):
-        with slow_hosts(2, 100) as hosts:
-            command = hosts[0].command("cat", "/sys/class/net/eth0/statistics/tx_bytes")
-            assert int(subprocess.run(command, capture_output=True, text=True).stdout) >= 0
-    left = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
-    assert f"rl{os.getpid()}" not in left
-
-
-def test_processes_on_slow_links_train_and_count_their_bytes():
-    if not can_make_hosts():
-        pytest.skip("needs the right to make network namespaces")
-    config, *_ = load("configs/onebit_adam.py:slow_network", [], CHECKOUT)
-    config.unlock()
-    config.network.update(
-        {"layers": 1, "embed": 64, "heads": 2, "length": 16, "steps": 2, "end_to_end": 6}
-    )
-    measured = onebit_adam._network(config, 500.0)
-    size = measured["parameters"]
-    for name, least, most in (("float32", 4, 5), ("bfloat16", 2, 2.6), ("compressed", 1 / 8, 0.4)):
-        assert all(least * size < sent < most * size for sent in measured[name]["bytes"]), name
-    adam, onebit = (measured[f"end to end {n}"]["losses"] for n in ("adam", "onebit"))
-    assert len(adam) == len(onebit) == 6
-    assert adam[0] == pytest.approx(onebit[0], rel=1e-3)
-    assert np.isfinite(onebit).all()
