@@ -36,7 +36,7 @@ from rlib.experiment import (
     styled,
 )
 
-AXIS = "workers"
+AXIS = "data"
 TUNING_SEED = 1_000_000  # no report uses it
 QUIET = "Least squares, no noise: squared distance to the optimum by step size"
 NOISY = "Least squares, noise: mean squared distance by number of workers"

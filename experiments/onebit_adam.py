@@ -225,7 +225,9 @@ class Task:
     def wire(self) -> Values:
         """Bytes that a worker sends in a step of each stage, from the compiled programs."""
         sent = {}
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(self.stream(0)))
+        rows = self.options.batch * self.mesh.shape[AXIS]
+        whole = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+        batch = jax.tree.map(whole, next(self.stream(0)))
         for stage in ("warmup", "compressed"):
             step = self.step("onebit", stage)
             key = jax.eval_shape(lambda: jax.random.key(0))

@@ -81,10 +81,11 @@ def _measure(build: str, options: ConfigDict, megabits: float) -> Measured:
         "PYTHONPATH": str(CHECKOUT),
     }
     with slow_hosts(options.hosts, megabits) as hosts:
-        job = [build, f"{hosts[0].address}:12356", options.to_json()]
+        code = f"import sys; from {__name__} import _work; _work(*sys.argv[1:])"
+        job = [code, build, f"{hosts[0].address}:12356", options.to_json()]
         processes = [
             subprocess.Popen(
-                host.command(sys.executable, "-m", __name__, *job, str(rank)),
+                host.command(sys.executable, "-c", *job, str(rank)),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -224,7 +225,3 @@ def _step_names(found: Measured) -> list[str]:
 def _colours(names: Sequence[str] | Measured) -> list[str]:
     """Black and grey for the uncompressed, which come first."""
     return ["black", "#999999", *COLOURS][: len(names)]
-
-
-if __name__ == "__main__":
-    _work(*sys.argv[1:])
