@@ -71,6 +71,8 @@ BASE = {
         "length": 64,
         "batch": 1,  # sequences a host and step
         "learning_rate": 5e-4,
+        "b2": 0.99,
+        "v_floor": 1e-14,
         "steps": 20,
         "repeats": 3,
         "warmup": 0.15,  # share of the steps in bfloat16
@@ -110,7 +112,7 @@ FULL = {
     "text.methods": BASE["digits"]["methods"],
 }
 SLOW_NETWORK = {
-    "expected": "about 15 minutes and 4 GB of memory on two cores (an estimate), as root on Linux",
+    "expected": "about 19 minutes and 4 GB of memory on two cores, as root on Linux",
     "digits.methods": (),
     "text.methods": (),
     "network.megabits": (50.0, 200.0, 1000.0),

@@ -1,6 +1,13 @@
 """Collectives that JAX does not have: means over workers that send compressed messages."""
 
-from rlib.collectives.axes import all_gather, is_manual, require_local, vary, varying_axes
+from rlib.collectives.axes import (
+    all_gather,
+    is_manual,
+    require_axis,
+    require_local,
+    vary,
+    varying_axes,
+)
 from rlib.collectives.mean import (
     ChunkedMean,
     chunk_length,
@@ -16,6 +23,7 @@ __all__ = [
     "compressed_mean",
     "gathered_mean",
     "is_manual",
+    "require_axis",
     "require_local",
     "rounded_mean",
     "vary",

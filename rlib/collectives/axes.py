@@ -35,21 +35,32 @@ def all_gather(x: Array, axis_name: str) -> Array:
     return lax.all_gather(x, axis_name)
 
 
-def require_local(updates: Tree, axis_name: str, who: str) -> None:
+def require_axis(axis_name: str | None, who: str) -> None:
+    """Refuse, while tracing, an axis that is not bound here; None is one worker.
+
+    Raises:
+        ValueError: says how `who` is called with workers, and without.
+    """
+    try:
+        if axis_name is not None:
+            lax.axis_index(axis_name)
+    except NameError as error:
+        raise ValueError(
+            f"{who}: no axis {axis_name!r} here; call it inside shard_map or "
+            f"vmap(axis_name={axis_name!r}), for example by make_train_step(worker_axis="
+            f"{axis_name!r}), or build it with axis_name=None for one worker"
+        ) from error
+
+
+def require_local(updates: Tree, axis_name: str | None, who: str) -> None:
     """Refuse, while tracing, updates that are the same on all workers.
 
     Raises:
         ValueError: the axis is not bound, or an update does not vary over it: it was averaged
             before, and there is nothing left to compress.
     """
-    try:
-        lax.axis_index(axis_name)
-    except NameError as error:
-        raise ValueError(
-            f"{who}: no axis {axis_name!r} here; call it inside shard_map or "
-            f"vmap(axis_name={axis_name!r}), or build it with axis_name=None for one worker"
-        ) from error
-    if not is_manual(axis_name):
+    require_axis(axis_name, who)
+    if axis_name is None or not is_manual(axis_name):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         if axis_name not in varying_axes(leaf):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
-from rlib.collectives.axes import all_gather, vary, varying_axes
+from rlib.collectives.axes import all_gather, require_axis, vary, varying_axes
 from rlib.compression import Codec, decode_tree, encode_tree, pack_bits, packed_shape, unpack_bits
 
 Tree = Any
@@ -35,7 +35,16 @@ def gathered_mean(
 
     Returns:
         The mean, the same on all workers, and C(x^i) of this worker.
+
+    Raises:
+        ValueError: the axis is not bound here.
+
+    >>> from rlib.compression import TopK
+    >>> mean = lambda x: gathered_mean(TopK(k=1), None, x, "workers")[0]
+    >>> jax.vmap(mean, axis_name="workers")(jnp.array([[4.0, 1.0], [1.0, 2.0]]))[0]
+    Array([2., 1.], dtype=float32)
     """
+    require_axis(axis_name, "gathered_mean")
     structure: Any = jax.tree.structure(tree)
     leaves = jax.tree.leaves(tree)
     means, owns = list(leaves), list(leaves)
@@ -84,7 +93,22 @@ def rounded_mean(tree: Tree, axis_name: str, dtype: Any) -> Tree:
 
     What a reduction in that dtype would send, without its rounding of partial sums, and on every
     back end: a CPU would sum bfloat16 as float32.
+
+    Args:
+        tree: the worker's arrays.
+        axis_name: axis of the workers.
+        dtype: bfloat16 or float16.
+
+    Raises:
+        ValueError: a dtype of another width, or the axis is not bound here.
+
+    >>> mean = lambda x: rounded_mean(x, "workers", jnp.bfloat16)
+    >>> jax.vmap(mean, axis_name="workers")(jnp.array([[1.0], [4.0]]))[0]
+    Array([2.5], dtype=float32)
     """
+    require_axis(axis_name, "rounded_mean")
+    if jnp.dtype(dtype).itemsize != 2:
+        raise ValueError(f"rounded_mean: {jnp.dtype(dtype)} has not two bytes")
 
     def mean(x: Array) -> Array:
         n = lax.axis_size(axis_name)
@@ -144,8 +168,18 @@ def compressed_mean(
         axis_name: axis of the workers; None for one worker, which sends nothing.
         mask: booleans like `tree`, the same on all workers; where False, nothing is exchanged,
             counted or remembered, and the mean is 0.
-        scale: magnitude of the signs, ||u||_2 / sqrt(d) or mean abs(u).
+        scale: magnitude of the signs, "l2": ||u||_2 / sqrt(d), or "l1": mean abs(u).
+
+    Raises:
+        ValueError: another scale, or the axis is not bound here.
+
+    >>> one = lambda x: compressed_mean(x, jnp.zeros(2), jnp.zeros(1), "workers").mean
+    >>> jax.vmap(one, axis_name="workers")(jnp.array([[3.0, -3.0], [5.0, -5.0]]))[0]
+    Array([ 4., -4.], dtype=float32)
     """
+    require_axis(axis_name, "compressed_mean")
+    if scale not in ("l2", "l1"):
+        raise ValueError(f'compressed_mean: scale={scale!r}: choose "l2" or "l1"')
     structure: Any = jax.tree.structure(tree)
     leaves = jax.tree.leaves(tree)
     errors, servers = structure.flatten_up_to(worker_error), structure.flatten_up_to(server_error)
@@ -156,8 +190,9 @@ def compressed_mean(
         exchanged = _exchange(parts, axis_name)
         for i, result in zip(members, exchanged, strict=True):
             done[i] = result
-    columns = zip(*(result for result in done if result is not None), strict=True)
-    return ChunkedMean(*(structure.unflatten(column) for column in columns))
+    results = [result for result in done if result is not None]
+    columns = [[result[field] for result in results] for field in range(3)]
+    return ChunkedMean(*map(structure.unflatten, columns))
 
 
 def _magnitude(u: Array, scale: str, count: Array | float) -> Array:
@@ -215,9 +250,11 @@ def _exchange(tensors: list[_Tensor], axis_name: str | None) -> list[ChunkedMean
     lengths = [chunk_length(t.size, workers) for t in tensors]
     signs = _pack([t.chunks(t.positive, workers) for t in tensors])
     scales = jnp.stack([t.scale for t in tensors])
-    if axis_name is None or workers == 1:
-        # C(C(u)) = C(u): the server of one worker changes nothing and keeps no error.
+    # C(C(u)) = C(u): the server of one worker changes nothing and keeps no error.
+    if axis_name is None:
         scales = scales[None]
+    elif workers == 1:  # a gather of one, for its type
+        signs, scales = all_gather(signs[0], axis_name), all_gather(scales, axis_name)
     else:
         rank = lax.axis_index(axis_name)
         signs = lax.all_to_all(vary(signs, axis_name), axis_name, 0, 0, tiled=True)

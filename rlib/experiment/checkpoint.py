@@ -74,12 +74,15 @@ class Checkpoints:
         items = {"layout": ocp.args.JsonRestore()}
         layout = self._manager.restore(step, args=ocp.args.Composite(**items))["layout"]
         stored, here = layout["workers"], _workers(template)
+        other = UsageError(
+            f"the checkpoint of step {step} holds a state of other shapes than this program's; "
+            "choose a new --workdir, or the code that wrote it"
+        )
+        if len(stored["shapes"]) != len(here["shapes"]):
+            raise other
         expected = template if stored == here else _with_layout(template, stored)
         if layout["shapes"] != _shapes(expected):
-            raise UsageError(
-                f"the checkpoint of step {step} holds a state of other shapes than this program's; "
-                "choose a new --workdir, or the code that wrote it"
-            )
+            raise other
         items = {
             "state": ocp.args.StandardRestore(
                 jax.tree.map(ocp.utils.to_shape_dtype_struct, expected)
@@ -94,7 +97,10 @@ class Checkpoints:
         if None not in (written, read) and written != read:
             raise ValueError("its numbers are not those that were written")
         if stored != here:
-            state = _resized(state, template, stored)
+            try:
+                state = _resized(state, template, stored)
+            except ValueError as error:
+                raise other from error
             old, new = (layout["shapes"][0][0] for layout in (stored, here))
             self._say(f"the state of {old} workers was converted to {new}")
         if data is not None:

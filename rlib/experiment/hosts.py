@@ -49,7 +49,6 @@ def slow_hosts(count: int, megabits: float) -> Iterator[list[Host]]:
         raise UsageError("slow links need root: the right to make network namespaces")
     hosts = [Host(f"{_PREFIX}{i}", f"10.77.0.{i + 1}") for i in range(count)]
     try:
-        _remove(hosts)
         _make(hosts, megabits)
         yield hosts
     finally:
@@ -81,7 +80,9 @@ def _make(hosts: list[Host], megabits: float) -> None:
         _run("ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
         _run("ip", "-n", host.name, "link", "set", "lo", "up")
         _run("ip", "-n", host.name, "link", "set", "eth0", "up")
-        shape = ["root", "tbf", "rate", f"{megabits}mbit", "burst", "256kb", "latency", "50ms"]
+        # What a link may send at once, its rate in 2 ms, passes a small message unshaped.
+        burst = f"{max(round(2e-3 * megabits * 1e6 / 8), 20_000)}b"
+        shape = ["root", "tbf", "rate", f"{megabits}mbit", "burst", burst, "latency", "50ms"]
         _run(*host.command("tc", "qdisc", "add", "dev", "eth0", *shape))
         _run("tc", "qdisc", "add", "dev", outside, *shape)
 

@@ -59,6 +59,7 @@ def judge(
     *,
     at_least: float | None = None,
     at_most: float | None = None,
+    within: float | None = None,
     exact: bool = False,
     confidence: float = 0.95,
 ) -> Claim:
@@ -66,7 +67,7 @@ def judge(
 
     Args:
         values: one per seed; for a comparison the paired differences.
-        at_least, at_most: one of them; the bound.
+        at_least, at_most, within: one of them; the bound, on the absolute value for `within`.
         exact: the values are no sample, for example bytes of a compiled program.
 
     Returns:
@@ -76,13 +77,14 @@ def judge(
     >>> judge("a beats b", [2.0, 2.1, 1.9], at_least=1.0).verdict
     'held'
     """
-    if (at_least is None) == (at_most is None):
-        raise ValueError("give one of at_least and at_most")
+    if [at_least, at_most, within].count(None) != 2:
+        raise ValueError("give one of at_least, at_most and within")
     sample = np.asarray(values, np.float64)
     if sample.size == 0:
         raise ValueError(f"no values for the claim {sentence!r}")
     mean = float(sample.mean())
-    bound = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
+    bounds = {">=": at_least, "<=": at_most, "within +-": within}
+    bound = next(f"{sign} {limit:g}" for sign, limit in bounds.items() if limit is not None)
     if exact:
         half = 0.0
     elif sample.size < 2:
@@ -94,11 +96,14 @@ def judge(
             / math.sqrt(sample.size)
         )
     low, high = mean - half, mean + half
-    # An upper bound is a lower bound on the negated values.
-    low_, high_, limit = (low, high, at_least) if at_most is None else (-high, -low, -at_most)
+    floor = at_least if at_least is not None else -math.inf if within is None else -within
+    ceiling = at_most if at_most is not None else math.inf if within is None else within
     verdict: Verdict = "inconclusive"
-    if limit is not None and math.isfinite(mean):
-        verdict = "held" if low_ >= limit else "inconclusive" if high_ >= limit else "not held"
+    if math.isfinite(mean):
+        if floor <= low and high <= ceiling:
+            verdict = "held"
+        elif high < floor or low > ceiling:
+            verdict = "not held"
     return Claim(sentence, mean, (low, high), bound, verdict)
 
 

@@ -3,6 +3,7 @@
 An experiment says which trainings to run; every host's process builds them for itself.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +62,7 @@ def measured(run: Run, build: str, options: ConfigDict) -> dict[float, Measured]
 
     Raises:
         UsageError: slow links cannot be made here.
-        RuntimeError: a process failed; with the end of what it wrote.
+        RuntimeError: a process failed or took too long; with the ends of what all wrote.
     """
     return {
         megabits: run.cached(f"network/{megabits:g}", partial(_measure, build, options, megabits))
@@ -80,29 +82,44 @@ def _measure(build: str, options: ConfigDict, megabits: float) -> Measured:
         "XLA_FLAGS": "",
         "PYTHONPATH": str(CHECKOUT),
     }
-    with slow_hosts(options.hosts, megabits) as hosts:
+    with slow_hosts(options.hosts, megabits) as hosts, TemporaryDirectory() as folder:
         code = f"import sys; from {__name__} import _work; _work(*sys.argv[1:])"
         job = [code, build, f"{hosts[0].address}:12356", options.to_json()]
-        processes = [
-            subprocess.Popen(
-                host.command(sys.executable, "-c", *job, str(rank)),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            for rank, host in enumerate(hosts)
-        ]
-        try:
-            outputs = [process.communicate(timeout=options.timeout) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    for process, (_, err) in zip(processes, outputs, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"a process on a slow link failed:\n{err[-2000:]}")
-    found = json.loads(outputs[0][0].splitlines()[-1])
+        logs = [Path(folder, f"{kind}{rank}") for kind in "oe" for rank in range(len(hosts))]
+        with contextlib.ExitStack() as stack:
+            outs = [stack.enter_context(log.open("w")) for log in logs]
+            processes = [
+                subprocess.Popen(
+                    host.command(sys.executable, "-c", *job, str(rank)),
+                    stdout=outs[rank],
+                    stderr=outs[len(hosts) + rank],
+                    env=environment,
+                )
+                for rank, host in enumerate(hosts)
+            ]
+            try:
+                _wait(processes, options.timeout)
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+        texts = [log.read_text() for log in logs]
+    output, errors = texts[0], texts[len(hosts) :]
+    if any(process.returncode for process in processes):
+        ends = "\n".join(f"host {rank}: {text[-1500:]}" for rank, text in enumerate(errors))
+        raise RuntimeError(f"processes on slow links failed, or took too long:\n{ends}")
+    found = json.loads(output.splitlines()[-1])
     return {name: {k: np.asarray(v) for k, v in by.items()} for name, by in found.items()}
+
+
+def _wait(processes: list[subprocess.Popen], timeout: float) -> None:
+    """Until all have ended, one has failed, or `timeout` seconds are over."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        states = [process.poll() for process in processes]
+        if None not in states or any(states):
+            return
+        time.sleep(0.1)
 
 
 def _work(build: str, coordinator: str, options_text: str, rank: str) -> None:
@@ -190,6 +207,8 @@ def training_claim(
 @styled
 def draw_network(run: Run, links: dict[float, Measured]) -> None:
     """Figure slow_network: seconds a step by link; loss by seconds on each link."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     if not links:
         return
     rates, first = sorted(links), next(iter(links.values()))
@@ -207,6 +226,9 @@ def draw_network(run: Run, links: dict[float, Measured]) -> None:
     axes[0, 0].set_title("one step")
     axes[0, 0].set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes[0, 0].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0, 0].yaxis.set_major_formatter("{x:g}")
+    axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].legend()
     for ax, rate in zip(axes[0, 1:], rates, strict=True):
         for colour, (name, by) in zip(_colours(first), links[rate].items(), strict=True):

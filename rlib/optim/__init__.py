@@ -10,6 +10,7 @@ from rlib.optim.error_feedback import (
 from rlib.optim.guards import SkipNonfiniteState, clip_by_global_norm, skip_nonfinite
 from rlib.optim.onebit_adam import (
     OnebitAdamState,
+    check_second_moment,
     onebit_adam,
     scale_by_onebit_adam,
     second_moment_stability,
@@ -19,6 +20,7 @@ __all__ = [
     "ErrorFeedbackState",
     "OnebitAdamState",
     "SkipNonfiniteState",
+    "check_second_moment",
     "clip_by_global_norm",
     "econtrol",
     "onebit_adam",

@@ -72,6 +72,8 @@ def _feedback(
 ) -> optax.GradientTransformationExtraArgs:
     if init not in ("grad", "compressed", "zeros"):
         raise ValueError(f'{who}: init={init!r}: choose "grad", "compressed" or "zeros"')
+    if eta != "delta" and not isinstance(eta, int | float):
+        raise ValueError(f'{who}: eta={eta!r}: give a number or "delta"')
 
     def zeros(params: Tree) -> Tree:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
@@ -176,12 +178,14 @@ def scale_by_econtrol(
 
     Args:
         codec: C, a contraction.
-        eta: gain of the error; "delta" takes the codec's contraction constant. Above 2 to 3 times
+        eta: gain of the error; "delta" takes the codec's contraction constant, of all of a
+            device's shards as one vector or of its worst tensor, by `scope`. Above 2 to 3 times
             delta it diverges; at 0 it is EF21.
         axis_name: axis of the workers; None for one worker.
         init: first estimate: "grad", the first gradient, sent uncompressed (the step that does so
             is `stage="first"`, later ones "rest"; without `stage` one program holds both),
-            "compressed", C of it, or "zeros".
+            "compressed", C of it, or "zeros". A first step that `skip_nonfinite` skipped must be
+            done again: go on to "rest" when `count` is not 0.
         scope: C of the whole gradient as one vector, or of each tensor: two algorithms.
         seed: for codecs that draw.
     """

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from rlib.collectives import varying_axes
+from rlib.collectives import require_axis, varying_axes
 
 Tree = Any
 
@@ -31,12 +31,17 @@ def clip_by_global_norm(
     All workers scale by the same number, so the mean gradient keeps its direction. Its own norm is
     at most the root mean square of the workers'; it cannot be had without exchanging gradients.
     With `axis_name=None` it is `optax.clip_by_global_norm`.
+
+    >>> tx = clip_by_global_norm(1.0)
+    >>> tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))[0]
+    Array([0.6, 0.8], dtype=float32)
     """
 
     def init(params: Tree) -> optax.EmptyState:
         return optax.EmptyState()
 
     def update(updates: Tree, state: optax.EmptyState, params: Tree = None):
+        require_axis(axis_name, "clip_by_global_norm")
         squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(updates)]
         total = sum_over_shards(squares, axis_name)
         norm = jnp.sqrt(total if axis_name is None else lax.pmean(total, axis_name))
@@ -64,6 +69,11 @@ def skip_nonfinite(
     """Skip a step, on all workers, in which a gradient of any worker is not finite.
 
     A skipped step changes nothing but the count: no update, no state, no error memory.
+
+    >>> tx = skip_nonfinite(optax.sgd(1.0))
+    >>> update, state = tx.update(jnp.array([1.0, jnp.nan]), tx.init(jnp.zeros(2)))
+    >>> update.tolist(), int(state.skipped)
+    ([0.0, 0.0], 1)
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -71,6 +81,7 @@ def skip_nonfinite(
         return SkipNonfiniteState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(updates: Tree, state: SkipNonfiniteState, params: Tree = None, **extra: Any):
+        require_axis(axis_name, "skip_nonfinite")
         bad = [jnp.sum(~jnp.isfinite(g), dtype=jnp.int32) for g in jax.tree.leaves(updates)]
         count = sum_over_shards(bad, axis_name)
         count = count if axis_name is None else lax.psum(count, axis_name)

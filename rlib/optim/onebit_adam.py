@@ -27,7 +27,13 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from rlib.collectives import chunk_length, compressed_mean, require_local, rounded_mean
+from rlib.collectives import (
+    chunk_length,
+    compressed_mean,
+    require_axis,
+    require_local,
+    rounded_mean,
+)
 from rlib.optim.guards import sum_over_shards
 from rlib.parallel import PerWorker
 
@@ -86,21 +92,49 @@ def scale_by_onebit_adam(
             cannot say 0, and m / sqrt(v) would explode. In units of squared gradients; None leaves
             none alone, where every coordinate has gradients, and is faster on a CPU.
         scale: magnitude of the signs; "l2" is published, "l1" is a contraction.
-        compress: booleans like the parameters, or a function of them that returns such: False
-            keeps full Adam, with an uncompressed mean, for a tensor. All True if None.
+        compress: booleans like the parameters, or a function that makes such of the gradients
+            (of a device's shards: go by names, not by sizes): False keeps full Adam, with an
+            uncompressed mean, for a tensor. All True if None.
         error_feedback: False forgets what messages leave out; for ablation.
         warmup_dtype: in which gradients travel where they are averaged in full: float32, or a
             dtype of two bytes.
         window: over how many steps the stability of v is measured (`second_moment_stability`).
+
+    Whoever ends the warm-up by hand calls `check_second_moment` first: a tensor without second
+    moment would stand still from then on.
+
+    Raises:
+        ValueError: another scale, a window below 1, a `warmup_dtype` of another width; while
+            tracing: `compress` of another structure, an axis that is not bound, gradients that
+            are averaged already, neither stage nor `warmup_steps`.
+
+    >>> tx = scale_by_onebit_adam(warmup_steps=1)
+    >>> state = tx.init(jnp.zeros(2))
+    >>> for _ in range(2):
+    ...     update, state = tx.update(jnp.array([3.0, -4.0]), state)
+    >>> state.m  # 0.19 times the gradient, as its root mean square and signs
+    Array([ 0.67..., -0.67...], dtype=float32)
     """
+    if scale not in ("l2", "l1"):
+        raise ValueError(f'scale_by_onebit_adam: scale={scale!r}: choose "l2" or "l1"')
+    if window < 1:
+        raise ValueError(f"scale_by_onebit_adam: window={window} is below 1")
+    if jnp.dtype(warmup_dtype).itemsize not in (2, 4):
+        raise ValueError(f"scale_by_onebit_adam: warmup_dtype {jnp.dtype(warmup_dtype)}")
 
     def chosen(tree: Tree) -> list[bool]:
         flags = compress(tree) if callable(compress) else compress
         if flags is None:
             return [True] * len(jax.tree.leaves(tree))
+        given, wanted = str(jax.tree.structure(flags)), str(jax.tree.structure(tree))
+        if given != wanted:
+            raise ValueError(
+                f"scale_by_onebit_adam: compress is {given}, the gradients are {wanted}"
+            )
         return [bool(flag) for flag in jax.tree.leaves(flags)]
 
     def init(params: Tree) -> OnebitAdamState:
+        require_axis(axis_name, "scale_by_onebit_adam")
         workers = 1 if axis_name is None else lax.axis_size(axis_name)
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
         server = jax.tree.map(
@@ -230,20 +264,41 @@ def second_moment_stability(opt_state: Tree) -> float:
     """||v_{t - window}||_1 / ||v_t||_1 with corrected bias; 0 before the warm-up is that long.
 
     Near 1 the second moment is stable and the warm-up may end; the paper's rule asks for 0.96 (its
-    window is 1 / (1 - b2) steps, without correction). A host transfer: ask at logging steps.
+    window is 1 / (1 - b2) steps, without correction). 0 also while a tensor has no second moment:
+    compressing would start from nothing. A host transfer: ask at logging steps.
 
     Raises:
-        ValueError: a second moment is not finite, or zero throughout a tensor: compressing would
-            start from nothing.
+        ValueError: a second moment is not finite.
     """
     state = _find(opt_state)
-    for path, v in jax.tree_util.tree_leaves_with_path(state.v):
-        total = float(jnp.sum(v))
-        if not np.isfinite(total) or total <= 0:
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"the second moment of {name} sums to {total}: the warm-up must go on")
+    if any(total == 0 for total in _totals(state).values()):
+        return 0.0
     norms = np.asarray(state.v_norms)
+    norms = norms.reshape(-1, norms.shape[-1])[0]  # one row a worker under vmap
     return float(norms[0] / norms[-1]) if norms[-1] > 0 else 0.0
+
+
+def check_second_moment(opt_state: Tree) -> None:
+    """Call before compressing, where the warm-up is ended by hand. A host transfer.
+
+    Raises:
+        ValueError: a second moment is not finite, or zero throughout a tensor, which would stand
+            still from then on.
+    """
+    for name, total in _totals(_find(opt_state)).items():
+        if total == 0:
+            raise ValueError(f"the second moment of {name} is 0: the warm-up must go on")
+
+
+def _totals(state: OnebitAdamState) -> dict[str, float]:
+    totals = {
+        jax.tree_util.keystr(path): float(jnp.sum(v))
+        for path, v in jax.tree_util.tree_leaves_with_path(state.v)
+    }
+    for name, total in totals.items():
+        if not np.isfinite(total):
+            raise ValueError(f"the second moment of {name} sums to {total}")
+    return totals
 
 
 def _find(opt_state: Tree) -> OnebitAdamState:

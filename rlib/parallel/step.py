@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key
 
-from rlib.collectives import vary
+from rlib.collectives import vary, varying_axes
 from rlib.parallel.sharding import (
     LOGICAL_AXIS_RULES,
     Tree,
@@ -110,6 +110,8 @@ def make_train_step(
         >>> float(state.params), float(metrics["loss"])
         (1.0, 1.0)
     """
+    if worker_axis is not None and worker_axis not in mesh.axis_names:
+        raise ValueError(f"worker_axis {worker_axis!r} is no axis of the mesh {dict(mesh.shape)}")
     abstract, abstract_frozen = jax.eval_shape(lambda tree: tree, (params, frozen))
     specs = parameter_specs(mesh, abstract, rules)
     if worker_axis is None:
@@ -220,6 +222,11 @@ def _manual(
     def update_shards(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
         grads = jax.tree.map(lambda x: x[0], grads)
         params, state = update(grads, inside(state), params)
+        if any(worker_axis in varying_axes(leaf) for leaf in jax.tree.leaves(params)):
+            raise ValueError(
+                f"the optimiser's updates differ between the workers of {worker_axis!r}: build it "
+                f"with axis_name={worker_axis!r}, or leave worker_axis out"
+            )
         return params, outside(state)
 
     stacked = _stacked(specs, worker_axis)

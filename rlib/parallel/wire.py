@@ -24,6 +24,8 @@ _SENT = {
     "reduce-scatter": lambda g: (g - 1) / g,
 }
 _UNCOUNTED = ("collective-broadcast", "ragged-all-to-all", "send")
+#: The axis of a row that crosses the network between TPU slices.
+SLICES = "slices"
 _ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)(.*)")
@@ -36,7 +38,8 @@ class WireRow:
 
     Fields:
         kind: "all-gather", "all-reduce", "all-to-all", "collective-permute" or "reduce-scatter".
-        axes: the mesh axes, in the mesh's order, along which its groups extend.
+        axes: the mesh axes, in the mesh's order, along which its groups extend; "slices" before
+            them where it crosses the network between TPU slices.
         dtype: of the operands, in HLO's spelling ("f32", "bf16", "u8"). A collective that merges
             operands of two dtypes counts in two rows.
         count: how often one execution of the program runs it.
@@ -105,13 +108,17 @@ def wire_bytes(compiled: jax.stages.Compiled, mesh: Mesh | AbstractMesh) -> Wire
     differ). Noted, not counted: ragged exchanges, broadcasts, sends to the host. Not seen: what a
     hand-written kernel sends, and padding by the layouts of the machine.
 
+    On several TPU slices the compiler splits an exchange in two: what stays in a slice counts as
+    ever, what crosses has "slices" before its axes, so `total("slices")` is the load of the network
+    between slices and the other rows that of the links within one.
+
     Args:
         compiled: `jax.jit(f).lower(...).compile()`, for devices here or elsewhere.
         mesh: the mesh, of the same device order, that the program was compiled for.
 
     Raises:
         ValueError: the program has no text, or runs on another number of devices than the mesh
-            has (programs for several TPU slices do: each is compiled for one slice).
+            has; or the mesh lays its slices along no axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,11 +135,15 @@ def wire_bytes(compiled: jax.stages.Compiled, mesh: Mesh | AbstractMesh) -> Wire
     text = compiled.as_text()
     if not text:
         raise ValueError("this compiled program gives no HLO text to count in")
-    return wire_bytes_of_text(text, mesh)
+    devices = () if isinstance(mesh, AbstractMesh) else mesh.devices.flat
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    return wire_bytes_of_text(text, mesh, max(slices, 1))
 
 
-def wire_bytes_of_text(text: str, mesh: Mesh | AbstractMesh) -> WireReport:
+def wire_bytes_of_text(text: str, mesh: Mesh | AbstractMesh, slices: int = 1) -> WireReport:
     """As `wire_bytes`, from the text of an optimised HLO module (`compiled.as_text()`, a dump).
+
+    `slices` TPU slices, if several, share the mesh's first axis in equal parts.
 
     >>> from jax.sharding import AbstractMesh
     >>> hlo = '''ENTRY %main (x: u8[6]) -> u8[12] {
@@ -146,11 +157,13 @@ def wire_bytes_of_text(text: str, mesh: Mesh | AbstractMesh) -> WireReport:
     """
     header = text.split("\n", 1)[0]
     sizes = re.findall(r"(?:num_partitions|replica_count)=(\d+)", header)
+    if slices > 1:  # each has a program of its own
+        first, *others = mesh.shape.values()
+        if first % slices:
+            raise ValueError(f"{slices} slices do not share the first axis of the mesh, {first}")
+        mesh = AbstractMesh((first // slices, *others), mesh.axis_names)
     if (devices := math.prod(map(int, sizes))) not in (1, mesh.size):
-        raise ValueError(
-            f"the program runs on {devices} devices, the mesh has {mesh.size} (a program for "
-            "several TPU slices is compiled for one of them, and cannot be counted)"
-        )
+        raise ValueError(f"the program runs on {devices} devices, the mesh has {mesh.size}")
     computations, entry = _parse(text)
     if not entry:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
@@ -171,6 +184,8 @@ def wire_bytes_of_text(text: str, mesh: Mesh | AbstractMesh) -> WireReport:
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
                 yield from _rows(kind, op, operations, mesh)
+            elif kind == "send" and _transfer(op) in _SENT:
+                yield from _between_slices(op, operations, mesh, slices)
             elif kind in _UNCOUNTED:
                 notes[f"{op.name}: a {kind} is not counted"] = None
             elif kind == "while":
@@ -256,13 +271,48 @@ def _rows(
     if not any(extends):
         return
     axes = tuple(name for name, along in zip(mesh.axis_names, extends, strict=True) if along)
-    operand_bytes: dict[str, float] = {}
+    for dtype, o in _operand_bytes(op, operations).items():
+        yield WireRow(kind, axes, dtype, 1, o * _SENT[kind](max(map(len, groups))))
+
+
+def _operand_bytes(op: _Op, operations: _Computation) -> dict[str, float]:
+    by_dtype: dict[str, float] = {}
     for name in op.inputs():
+        if operations[name].type.startswith("token"):
+            continue
         for dtype, shape, layout in _ARRAY.findall(operations[name].type):
             length = math.prod(int(size.strip("<=")) for size in shape.split(",") if size)
-            operand_bytes[dtype] = operand_bytes.get(dtype, 0) + length * _width(dtype, layout)
-    for dtype, o in operand_bytes.items():
-        yield WireRow(kind, axes, dtype, 1, o * _SENT[kind](max(map(len, groups))))
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + length * _width(dtype, layout)
+    return by_dtype
+
+
+def _between_slices(
+    op: _Op, operations: _Computation, mesh: Mesh | AbstractMesh, slices: int
+) -> Iterator[WireRow]:
+    """The rows of an exchange between TPU slices; `mesh` is that of one slice.
+
+    Device d of slice s is number 100000 s + d. A device exchanges with its twins in the other
+    slices, or, all to all, with the members of a listed group, of which some are in its own slice.
+    """
+    kind = _transfer(op)
+    axes: tuple[str, ...] = (SLICES, mesh.axis_names[0])
+    if targets := re.search(r"_xla_megascale_target=\{(\{[\d,{}]*\})\}", op.attributes):
+        listed = [_ints(group) for group in re.findall(r"\{([\d,]+)\}", targets[1])]
+        inside = [[d % 100_000 for d in group if d // 100_000 == 1] for group in listed]
+        groups = str(inside).replace(" ", "").replace("[", "{").replace("]", "}")
+        local = op._replace(attributes=f"replica_groups={groups}")
+        for row in _rows(kind, local, operations, mesh):
+            axes = (SLICES, *row.axes)
+            yield replace(row, bytes_sent=row.bytes_sent / slices)
+    for dtype, o in _operand_bytes(op, operations).items():
+        yield WireRow(kind, axes, dtype, 1, o * _SENT[kind](slices))
+
+
+def _transfer(op: _Op) -> str:
+    """Kind of a send between TPU slices, "" for another one."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.attributes)
+    name = found[1].lower().replace("_", "-") if found else ""
+    return "collective-permute" if name == "one-to-one" else name
 
 
 def _width(dtype: str, layout: str) -> float:

@@ -48,12 +48,19 @@ def resize_workers(old: PerWorker, shapes: Tree, shards: Tree | None = None) -> 
         shards: for "concatenate", into how many parts of its own length each worker's vector is
             split by the mesh's other axes; 1 if None.
 
+    Raises:
+        ValueError: the shapes differ in more than the number of workers; under "concatenate", in
+            their number of axes.
+
     >>> state = PerWorker(jnp.array([[1.0], [3.0]]))
     >>> resize_workers(state, (4, 1)).value.ravel().tolist()
     [2.0, 2.0, 2.0, 2.0]
     """
 
     def resize(value: Array, shape: tuple[int, ...], parts: int) -> Array:
+        alike = value.shape[1:] == shape[1:]
+        if not alike and (old.on_resize != "concatenate" or len(shape) != value.ndim):
+            raise ValueError(f"{value.shape} of other workers does not turn into {shape}")
         if old.on_resize == "zeros":
             return jnp.zeros(shape, value.dtype)
         if old.on_resize == "mean":

@@ -34,6 +34,18 @@ def test_round_trip_of_every_short_length():
         np.testing.assert_array_equal(unpack(jnp.asarray(packed), n), bits[:n])
 
 
+@pytest.mark.parametrize(("platform", "planes"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_both_ways_take_the_order_of_the_platform(platform, planes):
+    def text(f, x):
+        return jax.jit(f).trace(x).lower(lowering_platforms=(platform,)).as_text()
+
+    packing = text(pack_bits, jnp.zeros(2048, bool))
+    assert ("8x2x128" in packing) == planes
+    unpacking = text(lambda p: unpack_bits(p, 2048), jnp.zeros((2, 128), jnp.uint8))
+    assert ("8x2x128" in unpacking) == planes
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order of a CPU")
 @pytest.mark.parametrize("n", [1025, 2048, 7171])
 def test_long_order_is_that_of_numpy_on_a_cpu(n):
     bits = np.random.default_rng(n).random(n) < 0.5

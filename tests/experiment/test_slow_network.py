@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -42,6 +43,39 @@ def test_hosts_can_be_made_again_at_once_and_leave_nothing():
             assert int(subprocess.run(command, capture_output=True, text=True).stdout) >= 0
     left = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
     assert f"rl{os.getpid()}" not in left
+
+
+def test_a_message_of_an_experiment_takes_its_time_on_the_link():
+    needs_hosts()
+    size, megabits = 179_000, 50  # EControl's payload
+    receive = f"""
+import socket
+server = socket.create_server(("10.77.0.1", 5000))
+print("up", flush=True)
+peer, _ = server.accept()
+left = {size}
+while left:
+    left -= len(peer.recv(1 << 16))
+peer.send(b"x")
+"""
+    send = f"""
+import socket, time
+peer = socket.create_connection(("10.77.0.1", 5000))
+begun = time.perf_counter()
+peer.sendall(bytes({size}))
+peer.recv(1)
+print(time.perf_counter() - begun)
+"""
+    with slow_hosts(2, megabits) as (one, other):
+        server = subprocess.Popen(
+            one.command(sys.executable, "-c", receive), stdout=subprocess.PIPE, text=True
+        )
+        assert server.stdout.readline() == "up\n"
+        client = subprocess.run(
+            other.command(sys.executable, "-c", send), capture_output=True, text=True, timeout=30
+        )
+        server.wait(10)
+    assert float(client.stdout) > 0.8 * size * 8 / (megabits * 1e6)
 
 
 def measured(experiment, **options):

@@ -48,9 +48,11 @@ def test_the_compressed_step_compiles_and_sends_a_fraction(machine):
     mesh = make()
     program = compiled(mesh, platform, "compressed")
     assert "u8[" in program.as_text()
-    if machine.startswith("two slices"):  # each slice has a program of its own
-        return
     sent = {s: wire_bytes(compiled(mesh, platform, s), mesh) for s in ("warmup", "compressed")}
     over_data = {s: report.total("data") for s, report in sent.items()}
     assert over_data["compressed"] < over_data["warmup"] / 20
     assert sent["compressed"].total("data", dtype="f32") < over_data["warmup"] / 100
+    if machine.startswith("two slices"):
+        between = {s: report.total("slices") for s, report in sent.items()}
+        assert 0 < between["compressed"] < between["warmup"] / 10
+    print(machine, *(f"{s}:\n{report}" for s, report in sent.items()), sep="\n")

@@ -6,7 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from rlib.optim import onebit_adam, scale_by_onebit_adam, second_moment_stability
+from rlib.optim import (
+    check_second_moment,
+    onebit_adam,
+    scale_by_onebit_adam,
+    second_moment_stability,
+)
 from rlib.optim.onebit_adam import OnebitAdamState
 
 
@@ -120,11 +125,48 @@ def test_opted_out_tensors_keep_adam():
     assert np.abs(np.asarray(u["a"] - f["a"])).max() > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("compress", "words"),
+    [({"a": True}, "compress is"), ({"a": True, "b": True, "c": False}, "compress is")],
+)
+def test_flags_of_another_structure_are_refused(compress, words):
+    tx = scale_by_onebit_adam(compress=compress)
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=words):
+        tx.update(params, tx.init(params), stage="compressed")
+
+
+def test_all_tensors_may_opt_out():
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    off = scale_by_onebit_adam(compress=lambda tree: jax.tree.map(lambda _: False, tree))
+    u, _ = off.update(params, off.init(params), stage="compressed")
+    v, _ = off.update(params, off.init(params), stage="warmup")
+    jax.tree.map(np.testing.assert_array_equal, u, v)
+
+
 def test_without_error_feedback_errors_stay_zero():
     grads = np.random.default_rng(0).normal(size=(2, 5))
     tx = scale_by_onebit_adam(axis_name="data", error_feedback=False)
     _, state = workers(tx, grads, jnp.zeros(5), ["warmup", "compressed", "compressed"])[-1]
     assert not np.asarray(state.worker_error.value).any()
+    assert not np.asarray(state.server_error.value).any()
+
+
+def test_a_lossless_message_is_preconditioned_momentum():
+    """One coordinate is its own sign and scale: the mean arrives whole (l2 scale, any n)."""
+    draw = np.random.default_rng(0)
+    all_grads = draw.normal(size=(9, 3, 1)) + 0.3
+    tx = scale_by_onebit_adam(axis_name="data")
+    state = jax.vmap(lambda _: tx.init(jnp.zeros(1)), axis_name="data")(jnp.arange(3))
+    m = v = 0.0
+    for t, stage in enumerate(["warmup"] * 4 + ["compressed"] * 5):
+        one = lambda g, s, stage=stage: tx.update(g, s, stage=stage)
+        g = jnp.asarray(all_grads[t], jnp.float32)
+        updates, state = jax.vmap(one, axis_name="data")(g, state)
+        mean = all_grads[t].mean()
+        m = 0.9 * m + 0.1 * mean
+        v = 0.999 * v + 0.001 * mean**2 if stage == "warmup" else v
+        np.testing.assert_allclose(updates[0, 0], m / (np.sqrt(v) + 1e-8), rtol=1e-4)
 
 
 def test_weight_decay_is_decoupled():
@@ -157,12 +199,16 @@ def test_falling_gradients_are_not_stable():
 
 def test_a_second_moment_that_is_zero_or_not_finite_is_named():
     params = {"used": jnp.ones(2), "unused": jnp.ones(2)}
-    tx = scale_by_onebit_adam()
-    _, state = tx.update(
-        {"used": jnp.ones(2), "unused": jnp.zeros(2)}, tx.init(params), stage="warmup"
-    )
-    with pytest.raises(ValueError, match="unused"):
-        second_moment_stability(state)
+    tx = scale_by_onebit_adam(window=1)
+    state = tx.init(params)
+    for _ in range(3):
+        grads = {"used": jnp.ones(2), "unused": jnp.zeros(2)}
+        _, state = tx.update(grads, state, stage="warmup")
+    assert second_moment_stability(state) == 0  # goes on
+    with pytest.raises(ValueError, match=r"'unused'.*is 0"):
+        check_second_moment(state)
+    _, state = tx.update(params, state, stage="warmup")
+    check_second_moment((state, optax.EmptyState()))
     broken = state._replace(v={"used": jnp.array([1.0, np.nan]), "unused": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"'used'.*nan"):
         second_moment_stability(broken)
@@ -179,7 +225,11 @@ def test_a_second_moment_that_is_zero_or_not_finite_is_named():
             ),
             "no axis 'data'",
         ),
+        (lambda: scale_by_onebit_adam(axis_name="data").init(jnp.ones(2)), "no axis 'data'"),
         (lambda: second_moment_stability(optax.EmptyState()), "0 states"),
+        (lambda: scale_by_onebit_adam(scale="L2"), "L2"),
+        (lambda: scale_by_onebit_adam(window=0), "window"),
+        (lambda: scale_by_onebit_adam(warmup_dtype=jnp.int8), "int8"),
     ],
 )
 def test_mistakes(make, words):

@@ -474,3 +474,28 @@ def test_sharded_layers_send_the_same_bytes_however_they_are_compiled(machine):
         2 * shard * (data - 1) + 2 * activations * (model - 1)
     )
     assert not counted.notes
+
+
+def test_what_crosses_between_tpu_slices_is_told_apart():
+    """Of an all-to-all over 2 slices of 4 devices half crosses, three of the rest stay inside."""
+    megascale = "is_host_transfer=true, frontend_attributes={_xla_megascale_target="
+    groups = "{{100000,100001,200000,200001},{100002,100003,200002,200003}}"
+    text = (
+        "HloModule m, num_partitions=4\n"
+        "ENTRY %main (x: u8[4,8], y: f32[4]) -> u8[4,8] {\n"
+        "  %x = u8[4,8]{1,0} parameter(0)\n  %y = f32[4]{0} parameter(1)\n"
+        "  %t = token[] after-all()\n"
+        f"  %s = (u8[4,8], u32[], token[]) send(%x, %t), channel_id=1, {megascale}{groups},"
+        '_xla_megascale_transfer_type="ALL_TO_ALL"}\n'
+        f'  %r = (f32[4], u32[], token[]) send(%y, %t), channel_id=2, {megascale}"{{1,2}}x{{0:3}}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+        "  ROOT %z = u8[4,8]{1,0} copy(%x)\n}\n"
+    )
+    report = wire_bytes_of_text(text, AbstractMesh((4, 2), ("data", "model")), slices=2)
+    assert not report.notes
+    assert report.total("slices", kind="all-to-all") == 32 / 2
+    assert report.total("slices", kind="all-reduce") == 16
+    assert report.total(kind="all-to-all") == 32 * 3 / 4
+    assert {r.axes for r in report.rows} == {("slices", "model"), ("model",), ("slices", "data")}
+    with pytest.raises(ValueError, match="do not share"):
+        wire_bytes_of_text(text, AbstractMesh((1, 8), ("data", "model")), slices=2)
