@@ -51,9 +51,15 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     problems = _learning_problems(config)
     run.plan(_costs(config, methods, seeds, problems))
     posed = methods if config.squares.rounds > 0 else []
-    quiet = {m: run.cached(f"quiet/{m}", lambda m=m: _quiet(config, m, seeds)) for m in posed}
-    noisy = {m: run.cached(f"noisy/{m}", lambda m=m: _noisy(config, m, seeds)) for m in posed}
-    gains = run.cached("gains", lambda: _gains(config, seeds)) if "econtrol" in posed else None
+    quiet = {
+        m: run.cached(f"quiet/{m}/{seeds}", lambda m=m: _quiet(config, m, seeds)) for m in posed
+    }
+    noisy = {
+        m: run.cached(f"noisy/{m}/{seeds}", lambda m=m: _noisy(config, m, seeds)) for m in posed
+    }
+    gains = (
+        run.cached(f"gains/{seeds}", lambda: _gains(config, seeds)) if "econtrol" in posed else None
+    )
     learned = {name: _learn(run, config, name, p, methods, seeds) for name, p in problems.items()}
     links = slow_network.measured(run, "experiments.econtrol:network_trainings", config.network)
     _draw_squares(run, config, quiet, noisy, gains)
@@ -384,10 +390,10 @@ def _network_claims(config: ConfigDict, links: dict[float, slow_network.Measured
 def _costs(config, methods, seeds, problems) -> dict[str, float]:
     costs = slow_network.costs(config.network)
     if config.squares.rounds > 0:
-        costs |= {f"quiet/{m}": 1.5 * len(config.squares.heterogeneity) for m in methods}
-        costs |= {f"noisy/{m}": 1.5 * len(config.squares.many_workers) for m in methods}
+        costs |= {f"quiet/{m}/{seeds}": 1.5 * len(config.squares.heterogeneity) for m in methods}
+        costs |= {f"noisy/{m}/{seeds}": 1.5 * len(config.squares.many_workers) for m in methods}
         if "econtrol" in methods:
-            costs["gains"] = 1.2 * len(config.squares.gains)
+            costs[f"gains/{seeds}"] = 1.2 * len(config.squares.gains)
     for name, options in problems.items():
         one = 0.3 if name == "digits" else 20.0
         for method in methods:
