@@ -1,5 +1,6 @@
 """Flax NNX layers and architectures that more than one method uses."""
 
+from rlib.nn.adversarial import fgsm, pgd
 from rlib.nn.convolution import Conv, avg_pool, conv, max_pool
 from rlib.nn.coordinate import (
     Affine,
@@ -46,10 +47,12 @@ __all__ = [
     "causal_attention",
     "conv",
     "cosine",
+    "fgsm",
     "group_norm",
     "logical_axes",
     "max_pool",
     "next_token_loss",
+    "pgd",
     "rotary",
     "rotary_table",
     "sine",

@@ -15,19 +15,31 @@ from rlib.optim.onebit_adam import (
     scale_by_onebit_adam,
     second_moment_stability,
 )
+from rlib.optim.swag import (
+    SwagState,
+    record_swag,
+    swag_log_density,
+    swag_restrict,
+    swag_sample,
+)
 
 __all__ = [
     "ErrorFeedbackState",
     "OnebitAdamState",
     "SkipNonfiniteState",
+    "SwagState",
     "check_second_moment",
     "clip_by_global_norm",
     "econtrol",
     "onebit_adam",
+    "record_swag",
     "scale_by_econtrol",
     "scale_by_ef21",
     "scale_by_error_compensation",
     "scale_by_onebit_adam",
     "second_moment_stability",
     "skip_nonfinite",
+    "swag_log_density",
+    "swag_restrict",
+    "swag_sample",
 ]

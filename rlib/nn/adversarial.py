@@ -1,0 +1,86 @@
+"""Inputs moved against a network, within a distance in the largest coordinate: FGSM and PGD.
+
+| | source | what it does |
+|---|---|---|
+| `fgsm` | Goodfellow et al. 2014, arXiv 1412.6572 | one step along the sign of the gradient |
+| `pgd` | Madry et al. 2017, arXiv 1706.06083 | many, each clipped to the allowed distance |
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+Loss = Callable[[Float[Array, "..."]], Float[Array, ""]]
+
+
+def fgsm(
+    loss: Loss,
+    x: Float[Array, "..."],
+    epsilon: float | Array,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> Float[Array, "..."]:
+    """x + epsilon sign(gradient of the loss at x).
+
+    Args:
+        loss: inputs -> a number, the sum over examples of each one's own loss, so that every
+            example is attacked for itself.
+        x: inputs.
+        epsilon: distance, in the unit of x, >= 0. Where the gradient is 0, x stays.
+        low, high: range of valid inputs, for example of pixels.
+
+    >>> fgsm(lambda x: jnp.sum(x**2), jnp.array([1.0, -2.0, 0.0]), 0.5)
+    Array([ 1.5, -2.5,  0. ], dtype=float32)
+    """
+    _distance("fgsm", epsilon=epsilon)
+    return _clipped(x + epsilon * jnp.sign(jax.grad(loss)(x)), low, high)
+
+
+def pgd(
+    loss: Loss,
+    x: Float[Array, "..."],
+    epsilon: float | Array,
+    *,
+    step: float | Array,
+    steps: int,
+    key: Key[Array, ""] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Float[Array, "..."]:
+    """`steps` steps of length `step` along the gradient's sign, each clipped to epsilon around x.
+
+    Reaches the distance only if steps * step >= epsilon (or from a random start).
+
+    Args:
+        loss, x, epsilon, low, high: as for `fgsm`.
+        key: start at a uniform point within the distance; None starts at x.
+
+    >>> pgd(lambda x: jnp.sum(x**2), jnp.array([1.0, -2.0]), 0.3, step=0.125, steps=9)
+    Array([ 1.3, -2.3], dtype=float32)
+    """
+    _distance("pgd", epsilon=epsilon, step=step)
+    if steps < 1:
+        raise ValueError(f"pgd: steps={steps}: at least 1")
+    start = x
+    if key is not None:
+        start = x + epsilon * jax.random.uniform(key, x.shape, x.dtype, -1, 1)
+
+    def ascend(_, moved):
+        moved = moved + step * jnp.sign(jax.grad(loss)(moved))
+        return _clipped(jnp.clip(moved, x - epsilon, x + epsilon), low, high)
+
+    return lax.fori_loop(0, steps, ascend, _clipped(start, low, high))
+
+
+def _clipped(x: Array, low: float | None, high: float | None) -> Array:
+    return x if low is None and high is None else jnp.clip(x, low, high)
+
+
+def _distance(who: str, **numbers: float | Array) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < float("inf"):
+            raise ValueError(f"{who}: {name}={value}: a distance is finite and not negative")

@@ -1,0 +1,160 @@
+"""Bounds against float64 formulas and known density ratios; gradients; critics that learn."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+from scipy.special import logsumexp
+
+from rlib import information
+from rlib.information import variational
+
+
+def scores_of(b=6, seed=0):
+    return 2 * np.random.default_rng(seed).standard_normal((b, b))
+
+
+def reference(scores):
+    b = len(scores)
+    joint, off = np.diag(scores), scores[~np.eye(b, dtype=bool)]
+    clipped = np.clip(off, -1, 1)
+    return {
+        "nwj": joint.mean() - np.exp(off - 1).mean(),
+        "donsker_varadhan": joint.mean() - np.log(np.exp(off).mean()),
+        "infonce": np.mean(joint - logsumexp(scores, axis=1)) + np.log(b),
+        "smile": joint.mean() - np.log(np.exp(clipped).mean()),
+        "jensen_shannon": -np.logaddexp(0, -joint).mean() - np.logaddexp(0, off).mean(),
+    }
+
+
+BOUNDS = {
+    "nwj": information.nwj,
+    "donsker_varadhan": information.donsker_varadhan,
+    "infonce": information.infonce,
+    "smile": functools.partial(information.smile, clip=1.0),
+    "jensen_shannon": information.jensen_shannon,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_and_their_gradients_in_float64(name):
+    with jax.enable_x64(True):
+        for b in (2, 6):
+            scores = jnp.asarray(scores_of(b))
+            assert float(BOUNDS[name](scores)) == pytest.approx(
+                reference(np.asarray(scores))[name], rel=1e-12
+            )
+        check_grads(BOUNDS[name], (scores,), order=1, modes=["rev"])
+
+
+def log_ratio(rho, b):
+    """Pairs of a Gaussian and the logarithm of their density ratio, all against all."""
+    x, z = np.random.default_rng(0).standard_normal((2, b))
+    y = rho * x + np.sqrt(1 - rho**2) * z
+    xx, yy = x[:, None], y[None]
+    square = rho**2 * (xx**2 + yy**2) - 2 * rho * xx * yy
+    return -0.5 * np.log1p(-(rho**2)) - square / (2 * (1 - rho**2))
+
+
+def test_the_best_critic_attains_the_information():
+    rho = 0.8
+    mi, ratio = -0.5 * np.log(1 - rho**2), log_ratio(rho, 2000)
+    assert float(information.nwj(1 + ratio)) == pytest.approx(mi, abs=0.05)
+    assert float(information.donsker_varadhan(3 + ratio)) == pytest.approx(mi, abs=0.05)
+    assert float(information.infonce(ratio)) == pytest.approx(mi, abs=0.05)
+    assert float(information.smile(ratio)) == pytest.approx(mi, abs=0.05)
+    best = float(information.jensen_shannon(ratio))
+    for worse in (0.7 * ratio, 1.4 * ratio, ratio + 0.4):
+        assert float(information.jensen_shannon(worse)) < best
+
+
+def test_infonce_cannot_exceed_its_batch_and_smile_becomes_dv():
+    scores = jnp.asarray(scores_of(8)) + 1000 * jnp.eye(8)
+    assert float(information.infonce(scores)) == pytest.approx(np.log(8), rel=1e-6)
+    plain = jnp.asarray(scores_of())
+    loose = information.smile(plain, clip=1e6)
+    assert float(loose) == pytest.approx(float(information.donsker_varadhan(plain)), rel=1e-6)
+
+
+def test_large_scores_do_not_overflow_but_in_nwj():
+    scores = jnp.full((4, 4), 500.0)
+    assert float(information.donsker_varadhan(scores)) == pytest.approx(0, abs=1e-3)
+    assert np.isfinite(jax.grad(information.smile)(scores)).all()
+    assert float(information.nwj(scores)) == -np.inf
+
+
+def test_mine_ascends_with_a_moving_average():
+    with jax.enable_x64(True):
+        first, second = (jnp.asarray(scores_of(seed=s)) for s in (0, 1))
+        off = lambda s: np.exp(np.asarray(s)[~np.eye(6, dtype=bool)]).mean()
+        start = jnp.float64(-jnp.inf)
+        grads, average = jax.grad(information.mine, has_aux=True)(first, start)
+        expected = jax.grad(information.donsker_varadhan)(first)
+        np.testing.assert_allclose(grads, expected, rtol=1e-10)  # its own mean at first
+        assert float(average) == pytest.approx(np.log(off(first)), rel=1e-12)
+        grads, average = jax.grad(information.mine, has_aux=True)(second, average, 0.25)
+        moved = 0.75 * off(first) + 0.25 * off(second)
+        assert float(average) == pytest.approx(np.log(moved), rel=1e-12)
+        expected = np.eye(6) / 6 - (1 - np.eye(6)) * np.exp(second) / 30 / moved
+        np.testing.assert_allclose(grads, expected, rtol=1e-10)
+
+
+def test_a_batch_of_one_is_refused():
+    for bound in BOUNDS.values():
+        with pytest.raises(ValueError, match="at least 2"):
+            bound(jnp.ones((1, 1)))
+    with pytest.raises(ValueError, match="at least 2"):
+        information.donsker_varadhan(jnp.ones((3, 2)))
+
+
+def test_the_concatenated_critic_scores_each_pair():
+    from flax import nnx
+
+    critic = information.ConcatenatedCritic(2, 1, widths=(4,), rngs=nnx.Rngs(0))
+    x, y = np.random.default_rng(0).standard_normal((2, 3, 2)).astype(np.float32)
+    scores = critic(x, y[:, :1])
+    expected = critic.g(np.r_[x[1], y[2, :1]])[0]
+    np.testing.assert_allclose(scores[1, 2], expected, rtol=1e-5)
+
+
+def test_steps_without_a_finite_gradient_are_skipped():
+    loss = lambda params, key, count: (jnp.where(count == 1, jnp.inf, 1.0) * params, count + 1)
+    keys = jax.random.split(jax.random.key(0), 4)
+    descend = functools.partial(
+        variational.descend, loss, jnp.float32(0), optax.sgd(1.0), keys, 0, looks=2
+    )
+    last, seen = descend(look=lambda p: p)
+    assert float(last) == -3  # of four steps one is skipped
+    np.testing.assert_array_equal(seen, [-1, -3])
+    np.testing.assert_array_equal(descend(look=lambda p: p, before=True)[1], [0, -1])
+    with pytest.raises(ValueError, match="not divisible"):
+        variational.descend(loss, jnp.float32(0), optax.sgd(1.0), keys, 0, looks=3)
+
+
+def test_critics_learn():
+    x, z = np.random.default_rng(0).standard_normal((2, 2000, 1)).astype(np.float32)
+    rho = np.sqrt(1 - np.exp(-2.0))
+    ys = np.stack([z, rho * x + np.exp(-1) * z])  # 0 and 1 nat
+    fit = functools.partial(
+        information.fit_critic, bound="mine", steps=600, batch=64, looks=3, learning_rate=3e-3
+    )
+    found = jax.jit(jax.vmap(lambda y: fit(jax.random.key(0), x, y)))(ys)
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(found[:, -1], [0, 1], atol=0.15)
+
+
+def test_wrong_arguments_are_refused():
+    x = np.ones((4, 1), np.float32)
+    key = jax.random.key(0)
+    for f, match in (
+        (lambda: information.fit_critic(key, x, x, "fano"), "choose from nwj"),
+        (lambda: information.fit_critic(key, x, x[:3], "nwj"), "do not make pairs"),
+        (lambda: information.fit_critic(key, x, x, "nwj", batch=1), "at least 2"),
+        (lambda: information.fit_critic(key, x, x, "nwj", held_out=0.1), "at least 2"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            f()
