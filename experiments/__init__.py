@@ -58,7 +58,7 @@ METHODS = (
         arxiv="2404.17951",
         code="rlib/information/cs_ib.py",
         claim="an information bottleneck for regression without a Gaussian decoder",
-        duration="5 min on two CPU cores",
+        duration="7 min on two CPU cores",
     ),
     Method(
         name="information_plane",
