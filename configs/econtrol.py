@@ -100,7 +100,7 @@ PAPER = {
     "resnet.groups": 32,
 }
 SLOW_NETWORK = {
-    "expected": "about 10 minutes and 2 GB of memory on two cores (an estimate), as root on Linux",
+    "expected": "about 10 minutes and 2 GB of memory on two cores, as root on Linux",
     "squares.rounds": 0,
     "digits.rounds": 0,
     "network.megabits": (50.0, 200.0, 1000.0),

@@ -112,7 +112,7 @@ FULL = {
     "text.methods": BASE["digits"]["methods"],
 }
 SLOW_NETWORK = {
-    "expected": "about 19 minutes and 4 GB of memory on two cores, as root on Linux",
+    "expected": "about 20 minutes and 4 GB of memory on two cores, as root on Linux",
     "digits.methods": (),
     "text.methods": (),
     "network.megabits": (50.0, 200.0, 1000.0),
