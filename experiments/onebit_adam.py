@@ -427,7 +427,11 @@ def _draw(run: Run, config: ConfigDict, found, wire) -> None:
             for bound in (config[name].stable, 1 / config[name].stable):
                 axes[0, 2].axhline(bound, linestyle=":", color="#999999")
             arrays["v_norms"] = norms
+        # Whatever diverges leaves the panel.
+        top = 2 * max(np.max(r["loss"]) for r in results["adam"]) if "adam" in results else None
         axes[0, 0].set(xlabel="step", ylabel="training loss (nats)", yscale="log", title=name)
+        axes[0, 0].set_ylim(top=top)
+        axes[0, 1].set_ylim(top=top)
         axes[0, 1].set(
             xlabel="megabytes sent by a worker", xscale="log", yscale="log", title="by bytes"
         )
