@@ -10,6 +10,8 @@ from rlib.experiment.config import load
 from rlib.experiment.environment import CHECKOUT
 from rlib.experiment.start import run_guarded
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 from rlib.information import kernels
 from rlib.parallel import make_mesh
 
+pytestmark = pytest.mark.slow
+
 CONDITIONAL = kernels.conditional_cs_divergence
 INFORMATION = kernels.cs_mutual_information
 

@@ -8,6 +8,8 @@ from flax import nnx
 
 from rlib import information
 
+pytestmark = pytest.mark.slow
+
 
 def test_correlations_of_the_specification():
     assert float(information.component_correlation(2.0, 2)) == pytest.approx(0.9298735, abs=1e-6)

@@ -12,6 +12,8 @@ from rlib import information
 from rlib.information import neighbours
 from rlib.parallel import make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 def normal(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
