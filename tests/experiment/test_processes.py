@@ -24,7 +24,7 @@ def environment(**more):
 def toy(workdir, *arguments, cwd=ROOT, **more):
     command = [sys.executable, str(HERE / "toy.py"), f"--config={HERE / 'toy_config.py'}"]
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}", "--config.steps=40", *arguments],
+        [*command, f"--workdir={workdir}", "--config.steps=40", "--config.mesh.data=2", *arguments],
         env=environment(**more),
         cwd=cwd,
         stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ BASE = {
     "expected": "a second",
     "seeds": 2,
     "steps": 8,
-    "mesh": {"data": 2},
+    "mesh": {"data": -1},
     "optimizer": {"rate": 0.1, "name": "adam"},
     "widths": (3, 4),
     "edges": ((0.0, 0.5), (0.5, 1.0)),
