@@ -55,4 +55,3 @@ def test_the_compressed_step_compiles_and_sends_a_fraction(machine):
     if machine.startswith("two slices"):
         between = {s: report.total("slices") for s, report in sent.items()}
         assert 0 < between["compressed"] < between["warmup"] / 10
-    print(machine, *(f"{s}:\n{report}" for s, report in sent.items()), sep="\n")
