@@ -13,6 +13,8 @@ from scipy import special, stats
 from rlib.information import gaussian, gaussian_information, kolchinsky_bound, normal_log_density
 from rlib.parallel import make_mesh
 
+pytestmark = pytest.mark.slow
+
 ESTIMATORS = ("mc", "jensen")
 
 
