@@ -353,14 +353,14 @@ def network_trainings(options: ConfigDict) -> dict[str, slow_network.Training]:
         "sgd, bfloat16": [("bfloat16", step(rounded), options.steps)],
     }
     codec = compression.TopK(fraction=options.fraction)
+    compensated = step(optim.scale_by_error_compensation(codec, axis_name=AXIS), "rest")
+    phases["ec"] = [("Top-K", compensated, options.steps)]
     for name, transform in {
-        "ec": optim.scale_by_error_compensation(codec, axis_name=AXIS),
         "ef21": optim.scale_by_ef21(codec, axis_name=AXIS),
         "econtrol": optim.scale_by_econtrol(codec, axis_name=AXIS),
     }.items():
         whole, rest = step(transform, "first"), step(transform, "rest")
         phases[name] = [("first, whole", whole, 1), ("Top-K", rest, options.steps - 1)]
-    phases["ec"] = [("Top-K", phases["ec"][1][1], options.steps)]
     return {n: slow_network.Training(p, params, frozen, batches) for n, p in phases.items()}
 
 
@@ -435,7 +435,7 @@ def _rows(config, quiet, noisy, gains, learned) -> list[Row]:
 def _finite(values: Iterable[float]) -> list[float]:
     """A run that left the range of float32 counts as its largest number."""
     largest = float(np.finfo(np.float32).max)
-    return [float(v) if np.isfinite(v) else largest for v in np.asarray(values)]
+    return [float(v) if np.isfinite(v) else largest for v in values]
 
 
 def _floor(config: ConfigDict, found: Values, n: int, noise: float) -> np.ndarray:
