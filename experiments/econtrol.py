@@ -599,6 +599,7 @@ def _draw_learned(run: Run, config: ConfigDict, learned) -> None:
             axes[0, 1].loglog(sent, loss, **_look(method))
         axes[0, 0].set(xlabel="round", ylabel="training loss", title=name, yscale="log")
         axes[0, 1].set(xlabel="kilobytes sent by a worker", title="the same by bytes")
+        axes[0, 1].tick_params(axis="x", which="minor", labelbottom=False)
         legend(figure, axes[0, 0])
         run.figure(name, figure, **{m: r["loss"] for m, r in results.items()})
 
