@@ -715,7 +715,7 @@ def _draw_paths(run: Run, config: ConfigDict, paths) -> None:
             along.set(title=f"{name}: {method}", ylabel="I(X; L) (nats)", xlabel="epoch")
             labels.axhline(np.log(_classes(options)), color="#999999", linestyle=":")
             labels.set(ylabel="I(L; Y) (nats)", xlabel="epoch", title="dotted: most possible")
-            plane.set(xlabel="I(X; L)", ylabel="I(L; Y)", title="mean path; dot: end")
+            plane.set(xlabel="I(X; L) (nats)", ylabel="I(L; Y) (nats)", title="mean path; dot: end")
         legend(figure, axes[0, 0])
         arrays = {k.replace(", ", " "): v for k, v in found.items()}
         run.figure(f"path_{part}_{name.split()[-1]}".replace(".", "_"), figure, **arrays)
