@@ -9,7 +9,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from rlib.collectives.axes import all_gather, require_axis, vary, varying_axes
-from rlib.compression import Codec, decode_tree, encode_tree, pack_bits, packed_shape, unpack_bits
+from rlib.compression import (
+    Codec,
+    count_true,
+    decode_tree,
+    encode_tree,
+    pack_bits,
+    packed_shape,
+    unpack_bits,
+)
 
 Tree = Any
 _LANES = 128
@@ -130,7 +138,8 @@ class ChunkedMean(NamedTuple):
     Fields:
         mean: the compressed mean, the same on all workers.
         worker_error: what this worker's message left out; like the input.
-        server_error: what this worker, as the server of its chunk, left out; f32[ceil(d / n)].
+        server_error: what this worker, as the server of its chunk, left out; f32[ceil(d / n)], or
+            None for one worker.
     """
 
     mean: Tree
@@ -150,6 +159,7 @@ def compressed_mean(
     axis_name: str | None,
     *,
     mask: Tree | None = None,
+    counts: Tree | None = None,
     scale: Literal["l2", "l1"] = "l2",
 ) -> ChunkedMean:
     """Mean over workers in one bit a coordinate, both ways, with error feedback on both sides.
@@ -164,10 +174,12 @@ def compressed_mean(
     Args:
         tree: float32 arrays.
         worker_error: like `tree`.
-        server_error: f32[chunk_length(size, n)] for each.
+        server_error: f32[chunk_length(size, n)] for each; None for one worker.
         axis_name: axis of the workers; None for one worker, which sends nothing.
-        mask: booleans like `tree`, the same on all workers; where False, nothing is exchanged,
-            counted or remembered, and the mean is 0.
+        mask: booleans like `tree`, the same on all workers. Where False, `tree` and `worker_error`
+            are not read, nothing counts, and what comes back means nothing: to clear it would take
+            another pass over the mask.
+        counts: how many coordinates each mask keeps, at least 1, where that is known already.
         scale: magnitude of the signs, "l2": ||u||_2 / sqrt(d), or "l1": mean abs(u).
 
     Raises:
@@ -182,17 +194,25 @@ def compressed_mean(
         raise ValueError(f'compressed_mean: scale={scale!r}: choose "l2" or "l1"')
     structure: Any = jax.tree.structure(tree)
     leaves = jax.tree.leaves(tree)
-    errors, servers = structure.flatten_up_to(worker_error), structure.flatten_up_to(server_error)
-    masks = structure.flatten_up_to(mask) if mask is not None else [None] * len(leaves)
+    errors, servers, masks, known = (
+        [None] * len(leaves) if each is None else structure.flatten_up_to(each)
+        for each in (worker_error, server_error, mask, counts)
+    )
     done: list[ChunkedMean | None] = [None] * len(leaves)
     for members in _groups(leaves, axis_name):
-        parts = [_Tensor(leaves[i], errors[i], servers[i], masks[i], scale) for i in members]
+        parts = [
+            _Tensor(leaves[i], errors[i], servers[i], masks[i], known[i], scale) for i in members
+        ]
         exchanged = _exchange(parts, axis_name)
         for i, result in zip(members, exchanged, strict=True):
             done[i] = result
     results = [result for result in done if result is not None]
-    columns = [[result[field] for result in results] for field in range(3)]
-    return ChunkedMean(*map(structure.unflatten, columns))
+    mean, left, served = zip(*results, strict=True) if results else ((), (), ())
+    return ChunkedMean(
+        structure.unflatten(mean),
+        structure.unflatten(left),
+        None if server_error is None else structure.unflatten(served),
+    )
 
 
 def _magnitude(u: Array, scale: str, count: Array | float) -> Array:
@@ -200,10 +220,7 @@ def _magnitude(u: Array, scale: str, count: Array | float) -> Array:
 
 
 def _count(mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """How many are true, at least 1."""
-    # By bytes: XLA adds up truth values one after the other on a CPU, nine times slower.
-    count = jnp.sum(lax.population_count(pack_bits(mask)), dtype=jnp.int32)
-    return jnp.maximum(count, 1).astype(jnp.float32)
+    return jnp.maximum(count_true(mask), 1).astype(jnp.float32)
 
 
 def _kept(x: Array, mask: Array | None) -> Array:
@@ -213,13 +230,15 @@ def _kept(x: Array, mask: Array | None) -> Array:
 class _Tensor:
     """One tensor's side of the exchange."""
 
-    def __init__(self, x, error, server_error, mask: Bool[Array, "..."] | None, scale: str):
+    def __init__(self, x, error, server_error, mask: Array | None, count, scale: str):
         self.shape, self.size, self.scale_rule = x.shape, x.size, scale
         self.server_error, self.mask = server_error, mask
         u = _kept(x + error, mask)
-        self.scale = _magnitude(u, scale, x.size if mask is None else _count(mask))
+        if count is None:
+            count = x.size if mask is None else _count(mask)
+        self.scale = _magnitude(u, scale, count)
         self.positive = u >= 0
-        self.worker_error = _kept(u - jnp.where(self.positive, self.scale, -self.scale), mask)
+        self.worker_error = u - jnp.where(self.positive, self.scale, -self.scale)
 
     def chunks(self, x: Array, workers: int) -> Array:
         length = chunk_length(self.size, workers)
@@ -241,19 +260,20 @@ class _Tensor:
 
     def result(self, signs: Bool[Array, "n l"], scales: Float[Array, " n"]) -> ChunkedMean:
         mean = jnp.where(signs, scales[:, None], -scales[:, None]).reshape(-1)[: self.size]
-        mean = _kept(mean.reshape(self.shape), self.mask)
-        return ChunkedMean(mean, self.worker_error, self.server_error)
+        return ChunkedMean(mean.reshape(self.shape), self.worker_error, self.server_error)
 
 
 def _exchange(tensors: list[_Tensor], axis_name: str | None) -> list[ChunkedMean]:
-    workers = 1 if axis_name is None else lax.axis_size(axis_name)
+    if axis_name is None:  # C(C(u)) = C(u): the server changes nothing and keeps no error
+        unpacked = [unpack_bits(pack_bits(t.positive), t.size) for t in tensors]
+        return [
+            t.result(bits[None], t.scale[None]) for t, bits in zip(tensors, unpacked, strict=True)
+        ]
+    workers = lax.axis_size(axis_name)
     lengths = [chunk_length(t.size, workers) for t in tensors]
     signs = _pack([t.chunks(t.positive, workers) for t in tensors])
     scales = jnp.stack([t.scale for t in tensors])
-    # C(C(u)) = C(u): the server of one worker changes nothing and keeps no error.
-    if axis_name is None:
-        scales = scales[None]
-    elif workers == 1:  # a gather of one, for its type
+    if workers == 1:  # the same, by a gather of one, for its type
         signs, scales = all_gather(signs[0], axis_name), all_gather(scales, axis_name)
     else:
         rank = lax.axis_index(axis_name)

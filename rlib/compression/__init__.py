@@ -1,6 +1,13 @@
 """Codecs: what travels is really packed, and its bytes are its cost."""
 
-from rlib.compression.bits import pack_bits, pack_codes, packed_shape, unpack_bits, unpack_codes
+from rlib.compression.bits import (
+    count_true,
+    pack_bits,
+    pack_codes,
+    packed_shape,
+    unpack_bits,
+    unpack_codes,
+)
 from rlib.compression.codec import (
     Codec,
     Dense,
@@ -35,6 +42,7 @@ __all__ = [
     "SparsePayload",
     "StochasticQuantization",
     "TopK",
+    "count_true",
     "decode_tree",
     "encode_tree",
     "pack_bits",

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt8
 
-from rlib.compression.bits import pack_bits, unpack_bits
+from rlib.compression.bits import count_true, pack_bits, unpack_bits
 from rlib.compression.codec import Codec, Like, Shape, flatten, restore
 
 
@@ -58,7 +58,7 @@ class ScaledSign(Codec):
         kept, count = u, jnp.float32(u.size)
         if mask is not None:
             kept = jnp.where(_matching(mask, x), u, 0)
-            count = jnp.sum(mask, dtype=jnp.float32)
+            count = count_true(mask).astype(jnp.float32)
         count = jnp.maximum(count, 1)
         if self.scale == "l2":
             s = jnp.sqrt(jnp.sum(kept * kept) / count)

@@ -34,6 +34,7 @@ from rlib.collectives import (
     require_local,
     rounded_mean,
 )
+from rlib.compression import count_true
 from rlib.optim.guards import sum_over_shards
 from rlib.parallel import PerWorker
 
@@ -46,20 +47,27 @@ class OnebitAdamState(NamedTuple):
 
     Fields:
         count: steps done.
-        m: momentum, the same on all workers (in the compressed stage the compressed mean).
+        compressed: steps since the end of the warm-up.
+        m: momentum at the end of the warm-up, the same on all workers. From then on nobody needs it
+            apart from `carried`. (Tensors that are not compressed keep theirs here.)
         v: second moment; constant in the compressed stage.
         v_norms: sum over parameters of v / (1 - b2^t) after each of the last steps of the warm-up,
             oldest first; 0 before there were so many.
-        worker_error: what a worker's messages have left out, like the parameters.
-        server_error: what a worker, as the server of its chunk of each tensor, has left out.
+        carried: what a worker adds to its next (1 - b1) gradient, like the parameters: b1 times the
+            compressed momentum, and what its last message left out.
+        server_error: what a worker, as the server of its chunk of each tensor, has left out; None
+            without `axis_name`.
+        counts: how many coordinates of a tensor travel, f32[1] each, counted in the warm-up.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]
+    compressed: Int[Array, ""]
     m: Tree
     v: Tree
     v_norms: Float[Array, " window"]
-    worker_error: PerWorker
+    carried: PerWorker
     server_error: PerWorker
+    counts: PerWorker
 
 
 def scale_by_onebit_adam(
@@ -112,7 +120,7 @@ def scale_by_onebit_adam(
     >>> state = tx.init(jnp.zeros(2))
     >>> for _ in range(2):
     ...     update, state = tx.update(jnp.array([3.0, -4.0]), state)
-    >>> state.m  # 0.19 times the gradient, as its root mean square and signs
+    >>> update * jnp.sqrt(state.v)  # 0.19 times the gradient, as its root mean square and signs
     Array([ 0.67..., -0.67...], dtype=float32)
     """
     if scale not in ("l2", "l1"):
@@ -135,18 +143,20 @@ def scale_by_onebit_adam(
 
     def init(params: Tree) -> OnebitAdamState:
         require_axis(axis_name, "scale_by_onebit_adam")
-        workers = 1 if axis_name is None else lax.axis_size(axis_name)
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        server = jax.tree.map(
-            lambda x: jnp.zeros(chunk_length(x.size, workers), jnp.float32), params
-        )
+        server = None
+        if axis_name is not None:
+            lengths = lambda x: chunk_length(x.size, lax.axis_size(axis_name))
+            server = jax.tree.map(lambda x: jnp.zeros(lengths(x), jnp.float32), params)
         return OnebitAdamState(
             count=jnp.zeros((), jnp.int32),
+            compressed=jnp.zeros((), jnp.int32),
             m=zeros(),
             v=zeros(),
             v_norms=jnp.zeros(window + 1, jnp.float32),
-            worker_error=PerWorker(zeros()),
+            carried=PerWorker(zeros()),
             server_error=PerWorker(server, "concatenate"),
+            counts=PerWorker(jax.tree.map(lambda x: jnp.zeros(1, jnp.float32), params)),
         )
 
     def mean(tree: Tree) -> Tree:
@@ -160,49 +170,61 @@ def scale_by_onebit_adam(
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
         return m, jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, v, grads)
 
-    def warm(grads: Tree, state: OnebitAdamState) -> OnebitAdamState:
+    def warm(grads: Tree, state: OnebitAdamState) -> tuple[Tree, OnebitAdamState]:
         m, v = moments(mean(grads), state.m, state.v)
         correction = 1 - b2 ** (state.count + 1).astype(jnp.float32)
         norm = sum_over_shards([jnp.sum(x) for x in jax.tree.leaves(v)], axis_name) / correction
         v_norms = jnp.append(state.v_norms[1:], norm)
-        return state._replace(m=m, v=v, v_norms=v_norms)
+        kept = lambda x: x.size if v_floor is None else count_true(x > v_floor)
+        counts = jax.tree.map(lambda x: jnp.full(1, kept(x), jnp.float32), v)
+        return m, state._replace(
+            compressed=jnp.zeros_like(state.compressed),
+            m=m,
+            v=v,
+            v_norms=v_norms,
+            counts=PerWorker(counts),
+        )
 
-    def compressed(grads: Tree, state: OnebitAdamState) -> OnebitAdamState:
+    def compressed(grads: Tree, state: OnebitAdamState) -> tuple[Tree, OnebitAdamState]:
         structure: Any = jax.tree.structure(grads)
-        leaves = jax.tree.leaves(grads)
         flags = chosen(grads)
-        parts = [structure.flatten_up_to(t) for t in (state.m, state.v)]
-        errors = [
-            structure.flatten_up_to(t.value) for t in (state.worker_error, state.server_error)
-        ]
-        columns = (leaves, *parts, *errors)
-        in_full = [i for i, flag in enumerate(flags) if not flag]
+        trees = (grads, state.m, state.v, state.carried.value, state.counts.value)
+        g, m, v, carried, counts = map(structure.flatten_up_to, trees)
+        server = state.server_error.value
+        served = None if server is None else structure.flatten_up_to(server)
+        momentum = list(m)
         in_bits = [i for i, flag in enumerate(flags) if flag]
-        some = [[column[i] for i in in_bits] for column in columns]
-        g, m, v, worker_error, server_error = some
-        rebuilt = [b1 * a + (1 - b1) * b for a, b in zip(m, g, strict=True)]
+        first = state.compressed == 0
         exchanged = compressed_mean(
-            rebuilt,
-            worker_error,
-            server_error,
+            [(1 - b1) * g[i] for i in in_bits],
+            [jnp.where(first, b1 * m[i], carried[i]) for i in in_bits],
+            None if served is None else [served[i] for i in in_bits],
             axis_name,
-            mask=None if v_floor is None else [x > v_floor for x in v],
+            mask=None if v_floor is None else [v[i] > v_floor for i in in_bits],
+            counts=None if v_floor is None else [jnp.maximum(counts[i][0], 1) for i in in_bits],
             scale=scale,
         )
-        new = {name: list(column) for name, column in zip("mvws", columns[1:], strict=True)}
         for place, i in enumerate(in_bits):
-            new["m"][i] = exchanged.mean[place]
+            mean_i = exchanged.mean[place]
+            momentum[i] = mean_i if v_floor is None else jnp.where(v[i] > v_floor, mean_i, 0)
+            carried[i] = b1 * mean_i
             if error_feedback:
-                new["w"][i] = exchanged.worker_error[place]
-                new["s"][i] = exchanged.server_error[place]
-        full = mean([leaves[i] for i in in_full])
+                carried[i] += exchanged.worker_error[place]
+                if served is not None:
+                    served[i] = exchanged.server_error[place]
+        in_full = [i for i, flag in enumerate(flags) if not flag]
+        full = mean([g[i] for i in in_full])
         for g_i, i in zip(full, in_full, strict=True):
-            new["m"][i], new["v"][i] = moments(g_i, columns[1][i], columns[2][i])
-        return state._replace(
-            m=structure.unflatten(new["m"]),
-            v=structure.unflatten(new["v"]),
-            worker_error=PerWorker(structure.unflatten(new["w"])),
-            server_error=PerWorker(structure.unflatten(new["s"]), "concatenate"),
+            m[i], v[i] = moments(g_i, m[i], v[i])
+            momentum[i] = m[i]
+        return structure.unflatten(momentum), state._replace(
+            compressed=state.compressed + 1,
+            m=structure.unflatten(m),
+            v=structure.unflatten(v),
+            carried=PerWorker(structure.unflatten(carried)),
+            server_error=PerWorker(
+                None if served is None else structure.unflatten(served), "concatenate"
+            ),
         )
 
     def update(
@@ -219,14 +241,14 @@ def scale_by_onebit_adam(
         if stage is None:
             if warmup_steps is None:
                 raise ValueError("scale_by_onebit_adam: give warmup_steps, or stage to update")
-            new = lax.cond(state.count < warmup_steps, warm, compressed, grads, state)
+            m, new = lax.cond(state.count < warmup_steps, warm, compressed, grads, state)
         elif stage in ("warmup", "compressed"):
-            new = (warm if stage == "warmup" else compressed)(grads, state)
+            m, new = (warm if stage == "warmup" else compressed)(grads, state)
         else:
             raise ValueError(f'stage={stage!r}: choose "warmup" or "compressed"')
         new = new._replace(count=state.count + 1)
         scaled = jax.tree.map(
-            lambda g, m, v: (m / (jnp.sqrt(v) + eps)).astype(g.dtype), updates, new.m, new.v
+            lambda g, m, v: (m / (jnp.sqrt(v) + eps)).astype(g.dtype), updates, m, new.v
         )
         return scaled, new
 

@@ -61,10 +61,10 @@ def test_against_the_equations(n, d, scale, masked):
     if n == 1:
         server = np.zeros_like(server)  # the server of one worker keeps no error
     expected = mean_numpy(u, worker, server, mask, scale)
-    got = by_vmap(u, worker, server, mask, scale)
+    got = by_vmap(np.where(mask, u, np.nan), worker, server, mask, scale)  # nan: not read
     for row in np.asarray(got.mean):
-        np.testing.assert_allclose(row, expected[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got.worker_error, expected[1], atol=2e-5)
+        np.testing.assert_allclose(row[mask], expected[0][mask], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.worker_error[:, mask], expected[1][:, mask], atol=2e-5)
     length = chunk_length(d, n)
     inside = np.pad(mask, (0, n * length - d)).reshape(n, length)
     np.testing.assert_allclose(np.where(inside, got.server_error, 0), expected[2], atol=2e-5)

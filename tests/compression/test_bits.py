@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlib.compression import pack_bits, pack_codes, unpack_bits, unpack_codes
+from rlib.compression import count_true, pack_bits, pack_codes, unpack_bits, unpack_codes
 from rlib.compression.bits import _pack_planes, _unpack_planes
 
 # Compiled, which is faster than operation by operation.
@@ -24,6 +24,7 @@ def test_round_trip_and_size(n):
     assert packed.shape == ((-(-n // 8),) if n <= 1024 else (-(-n // 1024), 128))
     assert packed.size - -(-n // 8) in range(128 if n > 1024 else 1)
     np.testing.assert_array_equal(unpack(packed, n), bits)
+    assert int(count_true(jnp.asarray(bits))) == bits.sum()
 
 
 def test_round_trip_of_every_short_length():

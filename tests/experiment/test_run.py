@@ -256,7 +256,7 @@ def test_checkpoints_of_another_number_of_workers_are_converted(tmp_path, sizes)
     assert len(said) == 1
     assert "workers was converted" in said[0]
     before, after = (s.opt_state[0] for s in (state, restored))
-    errors = [np.asarray(s.worker_error.value["w"][...]) for s in (before, after)]
+    errors = [np.asarray(s.carried.value["w"][...]) for s in (before, after)]
     assert errors[1].shape[0] == sizes["data"]
     np.testing.assert_allclose(errors[0].mean(axis=0), errors[1].mean(axis=0), atol=1e-6)
 

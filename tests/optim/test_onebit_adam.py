@@ -28,13 +28,18 @@ def workers(tx, grads, params, steps_and_stages):
     return history
 
 
+def momentum(updates, state):
+    return np.asarray(updates, np.float64) * (np.sqrt(np.asarray(state.v, np.float64)) + 1e-8)
+
+
 def test_the_specifications_hand_case_over_two_steps():
     tx = scale_by_onebit_adam(axis_name="data", v_floor=None)
     grads = np.array([[1.0, -2, 3, 0], [-1, 4, 1, 2]])
-    (_, first), (_, second) = workers(tx, grads, jnp.zeros(4), ["compressed"] * 2)
-    np.testing.assert_allclose(first.m[0], [-0.023719, 0.023719, 0.210802, 0.210802], atol=1e-6)
-    np.testing.assert_allclose(second.m[0], [0.01775, 0.01775, 0.333958, 0.333958], atol=1e-6)
-    np.testing.assert_array_equal(first.m[0], first.m[1])
+    history = workers(tx, grads, jnp.zeros(4), ["compressed"] * 2)
+    first, second = (momentum(*each) for each in history)
+    np.testing.assert_allclose(first[0], [-0.023719, 0.023719, 0.210802, 0.210802], atol=1e-6)
+    np.testing.assert_allclose(second[0], [0.01775, 0.01775, 0.333958, 0.333958], atol=1e-6)
+    np.testing.assert_array_equal(first[0], first[1])
 
 
 def test_a_warm_up_without_end_is_adam_without_bias_correction():
@@ -50,40 +55,44 @@ def test_a_warm_up_without_end_is_adam_without_bias_correction():
 
 
 def test_nothing_is_lost_over_many_steps():
-    """m + es + mean e = b1 m_before + (1 - b1) mean g + es_before + mean e_before."""
+    """m + es + mean e = b1 m_before + (1 - b1) mean g + es_before + mean e_before.
+
+    With c = b1 m + e, as the state has it: m + es + mean(c - b1 m) = (1 - b1) mean g + es_before
+    + mean c_before.
+    """
     draw = np.random.default_rng(0)
     all_grads = draw.normal(size=(30, 3, 11)) + 0.5
     tx = scale_by_onebit_adam(axis_name="data")
-    state = None
     stages = ["warmup"] * 5 + ["compressed"] * 25
-    n3 = jax.vmap(lambda _: tx.init(jnp.zeros(11)), axis_name="data")(jnp.arange(3))
+    state = jax.vmap(lambda _: tx.init(jnp.zeros(11)), axis_name="data")(jnp.arange(3))
     flat = lambda s: np.asarray(s.server_error.value, np.float64).reshape(-1)[:11]
-    mean = lambda s: np.asarray(s.worker_error.value, np.float64).mean(axis=0)
-    state = n3
+    carried = lambda s: np.asarray(s.carried.value, np.float64).mean(axis=0)
     for t, stage in enumerate(stages):
         before = state
         one = lambda g, s, stage=stage: tx.update(g, s, stage=stage)
-        _, state = jax.vmap(one, axis_name="data")(jnp.asarray(all_grads[t], jnp.float32), state)
-        if stage == "compressed":
-            left = np.asarray(state.m[0]) + flat(state) + mean(state)
-            right = (
-                0.9 * np.asarray(before.m[0])
-                + 0.1 * all_grads[t].mean(axis=0)
-                + flat(before)
-                + mean(before)
-            )
-            np.testing.assert_allclose(left, right, atol=2e-6)
+        updates, state = jax.vmap(one, axis_name="data")(
+            jnp.asarray(all_grads[t], jnp.float32), state
+        )
+        if stage == "warmup":
+            left = 0.9 * np.asarray(state.m[0])
+        else:
+            m = momentum(updates, state)[0]
+            right = left + 0.1 * all_grads[t].mean(axis=0) + flat(before)
+            np.testing.assert_allclose(m + flat(state) + carried(state) - 0.9 * m, right, atol=2e-6)
             np.testing.assert_array_equal(state.v, before.v)
+            left = carried(state)
 
 
 def test_coordinates_without_second_moment_are_left_alone():
     grads = np.array([[1.0, 0, 2, 0], [3.0, 0, -1, 0]])
     tx = scale_by_onebit_adam(axis_name="data")
     history = workers(tx, grads, jnp.zeros(4), ["warmup"] * 3 + ["compressed"] * 3)
-    updates, state = history[-1]
+    updates, _ = history[-1]
     np.testing.assert_array_equal(updates[:, [1, 3]], 0)
-    np.testing.assert_array_equal(np.asarray(state.worker_error.value)[:, [1, 3]], 0)
     assert np.isfinite(updates).all()
+    # the same as if the two were not there
+    shorter = workers(tx, grads[:, [0, 2]], jnp.zeros(2), ["warmup"] * 3 + ["compressed"] * 3)
+    np.testing.assert_allclose(updates[:, [0, 2]], shorter[-1][0], rtol=1e-5)
 
 
 def test_one_program_with_both_stages_equals_two():
@@ -102,6 +111,19 @@ def test_one_program_with_both_stages_equals_two():
         [None] * 8,
     )
     np.testing.assert_allclose(by_stage[-1][0], by_count[-1][0], rtol=1e-6)
+
+
+def test_a_second_warm_up_starts_from_the_end_of_the_first():
+    tx = scale_by_onebit_adam()
+    state = tx.init(jnp.zeros(3))
+    g = jnp.array([1.0, -2.0, 4.0])
+    _, warm = tx.update(g, state, stage="warmup")
+    _, away = tx.update(g, warm, stage="compressed")
+    _, again = tx.update(g, away, stage="warmup")
+    _, straight = tx.update(g, warm, stage="warmup")
+    np.testing.assert_array_equal(again.m, straight.m)
+    after = [tx.update(g, s, stage="compressed")[0] for s in (again, straight)]
+    np.testing.assert_array_equal(*after)
 
 
 def test_opted_out_tensors_keep_adam():
@@ -147,8 +169,9 @@ def test_all_tensors_may_opt_out():
 def test_without_error_feedback_errors_stay_zero():
     grads = np.random.default_rng(0).normal(size=(2, 5))
     tx = scale_by_onebit_adam(axis_name="data", error_feedback=False)
-    _, state = workers(tx, grads, jnp.zeros(5), ["warmup", "compressed", "compressed"])[-1]
-    assert not np.asarray(state.worker_error.value).any()
+    history = workers(tx, grads, jnp.zeros(5), ["warmup", "compressed", "compressed"])
+    updates, state = history[-1]
+    np.testing.assert_allclose(state.carried.value, 0.9 * momentum(updates, state), rtol=1e-5)
     assert not np.asarray(state.server_error.value).any()
 
 

@@ -116,7 +116,7 @@ def test_state_of_workers_has_their_axis_and_no_other():
     built = build(onebit(), {"data": 4, "model": 2}, "compressed")
     state = built.init(PARAMS)
     onebit_state = state.opt_state[0]
-    kernel = onebit_state.worker_error.value["layers"][1]["kernel"][...]
+    kernel = onebit_state.carried.value["layers"][1]["kernel"][...]
     assert kernel.shape == (4, 16, 16)
     assert kernel.sharding.spec == P("data", "model", None)
     server = onebit_state.server_error.value["layers"][1]["kernel"][...]
