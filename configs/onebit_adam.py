@@ -62,6 +62,8 @@ BASE = {
         "cost": 15.0,
         "methods": ("adam", "onebit", "onebit-auto", "no-feedback"),
     },
+    # One worker's step, timed `steps` times for each repeat; no repeat leaves the part out.
+    "speed": {"tensors": 30, "size": 330_000, "steps": 20, "repeats": 0},
     "network": {
         "megabits": (),  # a second, of each host's link; empty leaves the part out
         "hosts": 2,
@@ -102,6 +104,10 @@ SMOKE = {
     "text.seeds": 1,
     "text.test_rows": 8,
     "text.methods": ("adam", "onebit"),
+    "speed.tensors": 2,
+    "speed.size": 2000,
+    "speed.steps": 2,
+    "speed.repeats": 2,
 }
 FULL = {
     "expected": "about an hour and 4 GB of memory on two CPU cores (an estimate)",
@@ -117,7 +123,20 @@ SLOW_NETWORK = {
     "text.methods": (),
     "network.megabits": (50.0, 200.0, 1000.0),
 }
-PRESETS = {"smoke": SMOKE, "default": {}, "full": FULL, "slow_network": SLOW_NETWORK}
+ONE_WORKER = {
+    "expected": "about 15 seconds on two CPU cores; time it on an idle machine",
+    "mesh.data": 1,
+    "digits.methods": (),
+    "text.methods": (),
+    "speed.repeats": 10,
+}
+PRESETS = {
+    "smoke": SMOKE,
+    "default": {},
+    "full": FULL,
+    "slow_network": SLOW_NETWORK,
+    "one_worker": ONE_WORKER,
+}
 
 
 def get_config(preset: str = "default") -> ConfigDict:

@@ -69,7 +69,7 @@ def test_the_automatic_warm_up_ends_and_the_steps_add_up(task):
     np.testing.assert_allclose(result["loss"][:4], fixed["loss"][:4], rtol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["smoke", "default", "full", "slow_network"])
+@pytest.mark.parametrize("preset", ["smoke", "default", "full", "slow_network", "one_worker"])
 def test_presets_load(preset):
     config, *_ = load(f"configs/onebit_adam.py:{preset}", [], CHECKOUT)
     assert set(config.digits.methods) <= set(onebit_adam.METHODS)
