@@ -9,6 +9,13 @@ of a public TensorFlow Datasets set, read if it was prepared before. Nothing her
 (1, 512, 512, 1)
 """
 
+from rlib.data.mixture import (
+    cooldown,
+    mixture,
+    scalarization_weights,
+    temperature_probs,
+    variance_ratio,
+)
 from rlib.data.registry import DataUnavailable, Info, info, names
 from rlib.data.signals import check_signal, load_picture, load_sound
 from rlib.data.store import arrays, data_dir, prepare
@@ -19,11 +26,16 @@ __all__ = [
     "Info",
     "arrays",
     "check_signal",
+    "cooldown",
     "data_dir",
     "info",
     "load_picture",
     "load_sound",
+    "mixture",
     "names",
     "prepare",
+    "scalarization_weights",
     "stream",
+    "temperature_probs",
+    "variance_ratio",
 ]

@@ -49,6 +49,8 @@ photographs/page              | 1 | scikit-image | not stated | 191x384x1, scan,
 photographs/retina            | 1 | scikit-image | CC0 | 1411x1411x3, human retina
 photographs/rocket            | 1 | scikit-image | public domain | 427x640x3, launch, SpaceX
 photographs/text              | 1 | scikit-image | public domain | 172x448x1, text at an angle
+python_docs                   | 0 | Python | PSF-2.0 | windows of 256 bytes: the language
+    reference in English, as help() shows it; split by topic, a zero ends each
 python_source                 | 0 | Python | PSF-2.0 | windows of 256 bytes: sources of
     the running Python's standard library, without tests; split by file, a zero ends each
 sounds/big-sur-error          | 1 | chime | MIT | 48000 Hz, 16 bit, 73883x2
@@ -96,7 +98,7 @@ class Info:
 
     Attributes:
       name: as for `arrays`, `"set"` or `"family/config"`.
-      examples: their number over all splits; of python_source, that of the running Python.
+      examples: their number over all splits; of texts, in the installed package, 0 without it.
       package: the PyPI package that holds the data, or Python.
       licence: of the data, in a word.
       what: shapes, units, encodings and source.
@@ -111,12 +113,13 @@ class Info:
     @property
     def version(self) -> str:
         """The version of the prepared data; two Pythons do not share their sources."""
-        return text.VERSION if self.name in text.TEXTS else "1.0.0"
+        return text.version(self.name) if text.is_text(self.name) else "1.0.0"
 
     @property
     def splits(self) -> tuple[str, ...]:
         """`("train",)` for pictures and sounds, `("train", "test")` for all others."""
-        return ("train",) if "/" in self.name else ("train", "test")
+        single = self.name.startswith(("photographs/", "sounds/"))
+        return ("train",) if single else ("train", "test")
 
 
 def _parse(entry: str) -> Info:
@@ -125,13 +128,17 @@ def _parse(entry: str) -> Info:
 
 
 _INFOS = {row.name: row for row in map(_parse, re.split(r"\n(?=\S)", _FACTS.strip()))}
+for _language in text.LANGUAGES:
+    _name = f"messages/{_language}"
+    _what = "windows of 256 bytes: Django's messages; split by message, a zero ends each"
+    _INFOS[_name] = Info(_name, 0, "django", "BSD-3-Clause", _what)
 
 
 def names() -> list[str]:
     """The sorted names of our own data sets.
 
     >>> len(names()), names()[0]
-    (62, 'auto_mpg')
+    (86, 'auto_mpg')
     """
     return sorted(_INFOS)
 
@@ -148,7 +155,7 @@ def info(name: str) -> Info:
     if name not in _INFOS:
         raise unknown(name)
     row = _INFOS[name]
-    return row if row.examples else dataclasses.replace(row, examples=text.examples())
+    return row if row.examples else dataclasses.replace(row, examples=text.examples(name))
 
 
 def unknown(name: str) -> DataUnavailable:

@@ -26,6 +26,10 @@ _FOLDERS = {  # package: module, folder inside it
     "scikit-image": ("skimage", "data"),
     "scikit-learn": ("sklearn", "datasets"),
 }
+_WHERE = {
+    "Python": "this Python comes without it",
+    "django": "it is inside Django, pip install -e '.[text]'",
+}
 _GRADES = {  # of diamonds, from the worst to the best
     "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
     "color": tuple("JIHGFED"),
@@ -43,10 +47,12 @@ def read(row: Info) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       DataUnavailable: its package is not installed, or does not hold the file.
     """
-    if row.name in text.TEXTS:
-        if not row.examples:  # an embedded Python, a frozen one
-            raise DataUnavailable(f"this Python has no sources for {row.name!r}; {NO_DOWNLOAD}")
-        return {split: {"tokens": text.python_source(split)} for split in row.splits}
+    if text.is_text(row.name):
+        if not row.examples:  # an embedded Python, a frozen one; no Django
+            raise DataUnavailable(
+                f"no text for {row.name!r} here: {_WHERE[row.package]}; {NO_DOWNLOAD}"
+            )
+        return {split: {"tokens": text.tokens(row.name, split)} for split in row.splits}
     module, below = _FOLDERS[row.package]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:

@@ -40,8 +40,9 @@ def arrays(name: str, split: str = "train") -> dict[str, np.ndarray]:
     - `"sounds/chime-success"`, ...: `waveform` float32 (1, T, C) in [-1, 1], `rate` int32 (1,), Hz;
     - `"digits"`, `"mnist_5k"`: `image` uint8 (N, H, W, 1), `label` int64 (N,);
     - `"diamonds"` and the other tables: `x` float32 (N, D), `y` float32 (N,), unscaled;
-    - `"python_source"`: `tokens` uint8 (N, 256), bytes of the standard library of the Python that
-      runs. Rows follow each other, `reshape(-1)` is the text, and a zero ends each file.
+    - `"python_source"`, `"python_docs"`, `"messages/sw"`, ...: `tokens` uint8 (N, 256), bytes of
+      the installed Python's standard library and language reference, of Django's messages in a
+      language. Rows follow each other, `reshape(-1)` is the text, and a zero ends each piece.
 
     Pictures and sounds have the split `train` only; the others have `train` and `test`, 80 to 20 by
     one fixed permutation, or text by file. TFDS slices such as `"train[:10%]"` work. An own set is

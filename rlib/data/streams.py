@@ -65,6 +65,31 @@ def stream(
     """
     import grain
 
+    rows = check_rows(batch_size, seed, process_index, process_count)
+    fetch, count, options = fetcher(name, split, length)
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(count)
+
+    def batch_at(i: int) -> dict[str, np.ndarray]:
+        start, stop = i * batch_size + rows.start, i * batch_size + rows.stop
+        chosen = []
+        while start < stop:
+            epoch, first = divmod(start, count)
+            chosen.append(order(epoch)[first : first + stop - start])
+            start += len(chosen[-1])
+        return fetch(np.concatenate(chosen))
+
+    return grain.MapDataset.range(sys.maxsize).map(batch_at).to_iter_dataset(options)
+
+
+def check_rows(batch_size: int, seed: int, process_index: int, process_count: int) -> slice:
+    """This process's rows of a global batch.
+
+    Raises:
+      ValueError: a size, seed or index out of range.
+    """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not among {process_count} processes")
     if batch_size < 1 or batch_size % process_count:
@@ -73,34 +98,16 @@ def stream(
         )
     if seed < 0:
         raise ValueError(f"seed {seed} is negative")
-
-    if length is not None and name not in text.TEXTS:
-        raise ValueError(f"length is for text ({', '.join(text.TEXTS)}), not for {name!r}")
-
-    fetch, count, options = _fetcher(name, split, length)
-    local_size = batch_size // process_count
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, epoch)).permutation(count)
-
-    def batch_at(i: int) -> dict[str, np.ndarray]:
-        start = i * batch_size + process_index * local_size
-        stop = start + local_size
-        rows = []
-        while start < stop:
-            epoch, first = divmod(start, count)
-            rows.append(order(epoch)[first : first + stop - start])
-            start += len(rows[-1])
-        return fetch(np.concatenate(rows))
-
-    return grain.MapDataset.range(sys.maxsize).map(batch_at).to_iter_dataset(options)
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
 
 
-def _fetcher(name: str, split: str, length: int | None) -> tuple[Fetch, int, grain.ReadOptions]:
+def fetcher(name: str, split: str, length: int | None) -> tuple[Fetch, int, grain.ReadOptions]:
     """How to get some rows of a data set, how many rows it has, and how Grain should ask."""
     import grain
 
+    if length is not None and not text.is_text(name):
+        raise ValueError(f"length is for text, which {name!r} is not")
     if name not in names():
         source = public_source(name, split)
         example_bytes = sum(column.nbytes for column in gather(source, [0]).values())

@@ -1,22 +1,32 @@
-"""Python's standard library as bytes of text: no package to install, some megabytes, real code."""
+"""Texts as bytes: Python's sources and documentation, and Django's messages in many languages.
+
+A text is a row of pieces (files, topics, messages), each followed by a zero, which none holds. A
+piece is in `test` if the first byte of the SHA-256 of its name divides by five: whatever the other
+pieces are, so it stays there when the package is upgraded, and a message is in the same split in
+all languages.
+"""
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
+import re
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-TEXTS = ("python_source",)  # sets whose examples follow each other, and so can be cut anew
 WINDOW = 256  # bytes in an example
-VERSION = "{}.{}.{}".format(*sys.version_info)  # of the text is that of Python
 
-# Left out: tests (the larger half), tables of code points, documentation as one string, and what
-# distributions ship apart or Python has dropped, so that the same version is the same text.
+# Left out of the sources: tests (the larger half), tables of code points, documentation as one
+# string, and what distributions ship apart or Python has dropped, so that the same version is the
+# same text.
 _LEFT_OUT = {
     "distutils",
     "encodings",
@@ -30,31 +40,40 @@ _LEFT_OUT = {
     "turtledemo",
 }
 
+# From the longest to the shortest, which differ by two orders of magnitude.
+_CODES = "en ru el ar uk fr ja de es tr fi zh_Hans is vi cy sw ta pa ig my am kab lb"
+LANGUAGES = tuple(_CODES.split())
 
-def files(split: str) -> list[tuple[str, Path]]:
-    """The split's sources, sorted by their name below the library's folder.
 
-    A file is in `test` if the first byte of its name's SHA-256 divides by five: whatever the other
-    files are, so it stays there when Python is upgraded.
+def is_text(name: str) -> bool:
+    """Whether the set's examples follow each other, and so can be cut anew."""
+    return name in ("python_source", "python_docs") or name.startswith("messages/")
+
+
+def version(name: str) -> str:
+    """Of the text, three numbers: that of its package."""
+    if not name.startswith("messages/"):
+        return "{}.{}.{}".format(*sys.version_info)
+    try:
+        numbers = re.findall(r"\d+", importlib.metadata.version("django"))
+    except importlib.metadata.PackageNotFoundError:
+        numbers = []
+    return ".".join([*numbers, "0", "0", "0"][:3])
+
+
+def pieces(name: str, split: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the split's pieces, sorted by name."""
+    for key, text in _all_pieces(name):
+        if _in_test(key) == (split == "test"):
+            yield key, text if isinstance(text, bytes) else text.read_bytes()
+
+
+def tokens(name: str, split: str) -> np.ndarray:
+    """The split's text as uint8 (N, WINDOW): each piece and a zero, one after the other, cut.
+
+    The last incomplete window is dropped.
     """
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for module in sys.stdlib_module_names - _LEFT_OUT:
-        for path in [folder / f"{module}.py", *(folder / module).rglob("*.py")]:
-            name = path.relative_to(folder)
-            test = hashlib.sha256(name.as_posix().encode()).digest()[0] % 5 == 0
-            wanted = test == (split == "test") and not _LEFT_OUT.intersection(name.parts)
-            if wanted and os.access(path, os.R_OK):
-                found.append((name.as_posix(), path))
-    return sorted(found)
-
-
-def python_source(split: str) -> np.ndarray:
-    """The split's text as uint8 (N, WINDOW): each file and a zero, one after the other, cut.
-
-    No source holds a zero byte. The last incomplete window is dropped.
-    """
-    text = b"".join(path.read_bytes() + b"\0" for _, path in files(split))
+    text = b"".join(piece + b"\0" for _, piece in pieces(name, split))
     windows = len(text) // WINDOW
     return np.frombuffer(text, np.uint8, windows * WINDOW).reshape(windows, WINDOW)
 
@@ -72,7 +91,65 @@ def cut(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 @functools.cache
-def examples() -> int:
-    """How many windows the splits have together, from the sizes of the files."""
-    sizes = [[path.stat().st_size + 1 for _, path in files(s)] for s in ("train", "test")]
-    return sum(sum(split) // WINDOW for split in sizes)
+def examples(name: str) -> int:
+    """How many windows the splits have together; of files, from their sizes."""
+    sizes = {True: 0, False: 0}
+    for key, text in _all_pieces(name):
+        size = len(text) if isinstance(text, bytes) else text.stat().st_size
+        sizes[_in_test(key)] += size + 1
+    return sum(size // WINDOW for size in sizes.values())
+
+
+def _in_test(key: str) -> bool:
+    return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
+
+
+def _all_pieces(name: str) -> list[tuple[str, bytes | Path]]:
+    if name == "python_source":
+        return sorted(_sources())
+    if name == "python_docs":
+        return sorted(_topics())
+    return sorted(_messages(name.partition("/")[2]))
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for module in sys.stdlib_module_names - _LEFT_OUT:
+        for path in [folder / f"{module}.py", *(folder / module).rglob("*.py")]:
+            name = path.relative_to(folder)
+            if not _LEFT_OUT.intersection(name.parts) and os.access(path, os.R_OK):
+                yield name.as_posix(), path
+
+
+def _topics() -> Iterator[tuple[str, bytes]]:
+    """The language reference, as `help()` shows it."""
+    if importlib.util.find_spec("pydoc_data") is not None:
+        from pydoc_data.topics import topics
+
+        for name, text in topics.items():
+            yield name, text.encode()
+
+
+def _messages(language: str) -> Iterator[tuple[str, bytes]]:
+    """Translations by their English original; English itself is the originals."""
+    spec = importlib.util.find_spec("django")
+    if spec is None or spec.origin is None:
+        return
+    folder, found = Path(spec.origin).parent, {}
+    for path in folder.rglob(f"locale/{language}/LC_MESSAGES/*.po"):
+        for original, forms in _catalogue(path.read_text("utf-8")):
+            found[original] = original if language == "en" else "\n".join(filter(None, forms))
+    for original, text in found.items():
+        if original and text:
+            yield original, text.encode()
+
+
+def _catalogue(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Originals and translations (one, or one for each plural) of a .po file's entries."""
+    line = r'"(?:[^"\\]|\\.)*"\s*'
+    for entry in text.split("\n\n"):
+        if not re.search("^#,.*fuzzy", entry, re.M):  # a translator's guess
+            fields = re.findall(rf"^(msgid|msgstr)(?:\[\d\])? ((?:{line})+)", entry, re.M)
+            join = lambda lines: "".join(map(ast.literal_eval, re.findall(line, lines)))
+            values = [(key, join(lines)) for key, lines in fields]
+            yield values[0][1] if values else "", [v for key, v in values if key == "msgstr"]

@@ -1,4 +1,4 @@
-"""Python's sources: what is in them, the split by file, damage, windows of any length."""
+"""Texts: what is in them, the split by piece, damage, windows of any length."""
 
 import itertools
 import json
@@ -21,24 +21,25 @@ def whole(split):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_text_is_the_sources_one_after_the_other(split):
     sources = whole(split).split(b"\0")
-    paths = [path for _, path in text.files(split)]
-    assert paths and sources[:-1] == [path.read_bytes() for path in paths[: len(sources) - 1]]
-    assert paths[len(sources) - 1].read_bytes().startswith(sources[-1])
-    assert sum(len(path.read_bytes()) + 1 for path in paths) - len(whole(split)) < text.WINDOW
+    pieces = [piece for _, piece in text.pieces(NAME, split)]
+    assert pieces and sources[:-1] == pieces[: len(sources) - 1]
+    assert pieces[len(sources) - 1].startswith(sources[-1])
+    assert sum(len(piece) + 1 for piece in pieces) - len(whole(split)) < text.WINDOW
 
 
 def test_no_file_is_in_both_splits_and_no_test_in_either():
-    train, test = ({name for name, _ in text.files(split)} for split in ("train", "test"))
+    train, test = ({name for name, _ in text.pieces(NAME, split)} for split in ("train", "test"))
     assert not train & test
     assert {"argparse.py", "asyncio/locks.py", "json/decoder.py"} <= train | test
     assert not any("test" in name.split("/") or "site-packages" in name for name in train | test)
     assert 0.1 < len(test) / len(train | test) < 0.3
-    assert list(text.files("train")) == sorted(text.files("train"))
+    names = [name for name, _ in text.pieces(NAME, "train")]
+    assert names == sorted(names)
 
 
 def test_splits_of_known_files_never_change():
     # sha256(b"argparse.py").digest()[0] == 201, sha256(b"ast.py").digest()[0] == 180
-    split = {name: s for s in ("train", "test") for name, _ in text.files(s)}
+    split = {name: s for s in ("train", "test") for name, _ in text.pieces(NAME, s)}
     assert (split["argparse.py"], split["ast.py"]) == ("train", "test")
 
 
@@ -67,9 +68,71 @@ def test_python_without_sources_is_one_line(fresh_directory, monkeypatch, tmp_pa
     monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "none")})
     monkeypatch.setattr(text, "examples", text.examples.__wrapped__)
     assert NAME in data.names() and data.info(NAME).examples == 0
-    with pytest.raises(data.DataUnavailable, match="no sources") as error:
+    with pytest.raises(data.DataUnavailable, match="no text for 'python_source'") as error:
         data.arrays(NAME)
     assert "\n" not in str(error.value)
+
+
+PO = r"""
+msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8\n"
+
+#: admin.py
+msgid "Save \"all\""
+msgstr ""
+"Hifadhi "
+"\"zote\""
+
+#, fuzzy
+msgid "Guess"
+msgstr "Wrong"
+
+msgid "%d day"
+msgid_plural "%d days"
+msgstr[0] "siku %d"
+msgstr[1] "masiku %d"
+
+msgid "Untranslated"
+msgstr ""
+"""
+
+
+def test_a_catalogue_is_read_as_its_format_says(monkeypatch, tmp_path):
+    folder = tmp_path / "django" / "conf" / "locale" / "sw" / "LC_MESSAGES"
+    folder.mkdir(parents=True)
+    (folder / "django.po").write_text(PO)
+    (tmp_path / "django" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "django", raising=False)
+    found = dict(text._messages("sw"))
+    assert found == {'Save "all"': b'Hifadhi "zote"', "%d day": b"siku %d\nmasiku %d"}
+
+
+def test_a_message_is_in_the_same_split_in_all_languages():
+    parts = {
+        (language, split): {key for key, _ in text.pieces(f"messages/{language}", split)}
+        for language in ("en", "ru", "sw")
+        for split in ("train", "test")
+    }
+    for language in ("ru", "sw"):
+        for split, other in (("train", "test"), ("test", "train")):
+            assert len(parts[language, split] & parts["en", split]) > 20
+            assert not parts[language, split] & parts["en", other]
+    sizes = [data.info(f"messages/{language}").examples for language in ("ru", "sw", "lb")]
+    assert sizes[0] > 3 * sizes[1] > 20 * sizes[2] > 0
+
+
+def test_messages_without_django_are_one_line(fresh_directory, monkeypatch):
+    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(text, "examples", text.examples.__wrapped__)
+    with pytest.raises(data.DataUnavailable, match=r"\.\[text\]") as error:
+        data.arrays("messages/ru")
+    assert "\n" not in str(error.value)
+
+
+def test_documentation_is_english():
+    docs = data.arrays("python_docs", "test")["tokens"].tobytes()
+    assert docs.count(b" the ") > 100
 
 
 @pytest.mark.parametrize("length", [None, 64, 1000])
