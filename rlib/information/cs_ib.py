@@ -28,8 +28,8 @@ one sample of n features. All kernels within y and within yhat are then 1, and a
 exp(-sum of squared errors / 2): what the script minimises is the squared error plus beta I_CS.
 
 Rivals, all with the squared error: VIB (Alemi et al., arXiv 1612.00410), NIB (Kolchinsky et al.,
-arXiv 1705.02436; its penalty is `rlib.information.kolchinsky_bound`), the HSIC bottleneck as a
-penalty (Wang et al., arXiv 2106.02734).
+arXiv 1705.02436; its penalty is `rlib.information.kolchinsky_bound`, squared in arXiv 1808.07593,
+its exponential in 1911.11000), the HSIC bottleneck as a penalty (Wang et al., arXiv 2106.02734).
 """
 
 import math
@@ -43,6 +43,7 @@ from jaxtyping import Array, Float, Key
 
 from rlib import nn
 from rlib.information import kernels
+from rlib.information.gaussian import SD_FLOOR
 from rlib.information.kernels import Scalar
 
 Width = float | Scalar | Literal["median"]
@@ -137,7 +138,8 @@ def cs_ib_loss(
 
     The gradient of the prediction term vanishes where abs(y - yhat) is far beyond sigma_y:
     standardise y. It depends on n: drop a last, shorter batch. NaN or infinite values among traced
-    inputs give NaN (`rlib.optim` can skip such steps); finite ones never do.
+    inputs give NaN (`rlib.optim` can skip such steps), others raise; finite ones never give NaN,
+    within the range that `rlib.information.kernels` states.
 
     Args:
         x, y: inputs and targets; y as columns, (n, 1) for numbers.
@@ -159,8 +161,8 @@ def cs_ib_loss(
     if variant not in ("paper", "official"):
         raise ValueError(f'cs_ib_loss: variant={variant!r}: choose "paper" or "official"')
     penalised = isinstance(beta, jax.core.Tracer) or float(beta) != 0
-    if not isinstance(beta, jax.core.Tracer) and not float(beta) >= 0:
-        raise ValueError(f"cs_ib_loss: beta={beta}: at least 0")
+    if not isinstance(beta, jax.core.Tracer) and not 0 <= float(beta) < math.inf:
+        raise ValueError(f"cs_ib_loss: beta={beta}: finite and at least 0")
     width_x = _width("sigma_x", sigma_x, x, axis_name)
     if variant == "official":
         prediction = _official_prediction(y, yhat, sigma_y, axis_name)
@@ -187,7 +189,9 @@ def _width(name: str, sigma: Width, values: Array, axis_name: str | None) -> flo
 
 def _official_prediction(y: Array, yhat: Array, sigma_y, axis_name: str | None) -> Scalar:
     """What D_CS in bits becomes where all of y is one sample: -2 log2 of one kernel."""
-    if y.shape != yhat.shape or y.ndim != 2 or y.shape[1] != 1:
+    kernels._positive("cs_ib_loss", sigma_y=sigma_y)
+    y, yhat = kernels._samples("cs_ib_loss", y=y, yhat=yhat)
+    if y.shape != yhat.shape or y.shape[1] != 1:
         raise ValueError(
             'cs_ib_loss: variant="official" is of one target, y and yhat (n, 1); got shapes '
             f"{y.shape} and {yhat.shape}"
@@ -215,10 +219,15 @@ def huber_error(
 ) -> Scalar:
     """Mean of e^2 / 2 where abs(e) <= delta, else delta (abs(e) - delta / 2); Huber 1964.
 
+    Args:
+        y, yhat: targets and predictions.
+        delta: in the unit of y, positive.
+
     >>> float(huber_error(jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]]), 1.0))
     1.25
     """
     _same_shapes("huber_error", y, yhat)
+    kernels._positive("huber_error", delta=delta)
     return jnp.mean(optax.losses.huber_loss(yhat, y, delta=delta))
 
 
@@ -226,12 +235,13 @@ def vib_rate(mean: Float[Array, "n k"], deviation: Float[Array, "n k"]) -> Scala
     """Mean KL(N(mean, deviation^2) || N(0, 1)) in nats: VIB's bound on I(x; t).
 
     Args:
-        mean, deviation: of each example's code; deviation > 0.
+        mean, deviation: of each example's code; deviations are floored at 1e-10.
 
     >>> float(vib_rate(jnp.array([[2.0]]), jnp.array([[1.0]])))
     2.0
     """
     _same_shapes("vib_rate", mean, deviation)
+    deviation = jnp.maximum(deviation, SD_FLOOR)
     nats = (jnp.square(mean) + jnp.square(deviation) - 1) / 2 - jnp.log(deviation)
     return jnp.mean(jnp.sum(nats, axis=1))
 
@@ -274,8 +284,8 @@ def hsic_penalty(
 
 
 def _same_shapes(who: str, a: Array, b: Array) -> None:
-    if jnp.shape(a) != jnp.shape(b) or jnp.ndim(a) != 2:
+    if jnp.shape(a) != jnp.shape(b) or jnp.ndim(a) != 2 or jnp.size(a) == 0:
         raise ValueError(
-            f"{who}: two matrices of one shape; got {jnp.shape(a)} and {jnp.shape(b)} "
+            f"{who}: two matrices of one shape, not empty; got {jnp.shape(a)} and {jnp.shape(b)} "
             "(with (n,) and (n, 1) all pairs would be compared)"
         )

@@ -29,7 +29,8 @@ Two arguments are common to all:
 Computation is in float32, in float64 for float64 samples. Outside `jit`, samples that hold NaN or
 infinite values raise; inside, where no value can be looked at, NaN comes out as NaN. Finite samples
 give finite values and gradients: constant or repeated ones, a single one, and ones so far apart
-that all kernels between them are 0 in floating point.
+that all kernels between them are 0 in floating point (up to distances of 1e18 in float32, whose
+squares still exist).
 """
 
 import functools
@@ -111,7 +112,8 @@ def _median_distance(x: Array, most: int, axis_name: str | None) -> Array:
     first = ordered.size - positive
     middle = jnp.stack([first + (positive - 1) // 2, first + positive // 2])
     values = lax.bitcast_convert_type(ordered[jnp.minimum(middle, ordered.size - 1)], x.dtype)
-    return jnp.where(positive > 0, jnp.mean(jnp.sqrt(values)), 1)
+    median = jnp.where(positive > 0, jnp.mean(jnp.sqrt(values)), 1)
+    return jnp.where(jnp.any(jnp.isnan(squared)), jnp.nan, median)
 
 
 # Divergences
@@ -369,9 +371,9 @@ def _pair_sums(x, t, sigma_x, sigma_t, own, block, axis_name) -> tuple[Array, ..
 def _ratio(value: Array, own_x: Array, own_t: Array) -> Array:
     """value / sqrt(own_x own_t), or 0 where one of them is nothing but rounding."""
     least = 16 * jnp.finfo(value.dtype).eps
-    both = (own_x > least) & (own_t > least)
-    safe = jnp.where(both, own_x, 1) * jnp.where(both, own_t, 1)
-    return jnp.where(both, value / jnp.sqrt(safe), 0)
+    constant = (own_x <= least) | (own_t <= least)
+    safe = jnp.where(constant, 1, own_x) * jnp.where(constant, 1, own_t)
+    return value * jnp.where(constant, 0, 1 / jnp.sqrt(safe))  # a product: NaN stays NaN
 
 
 # Matrix-based Renyi entropies
@@ -466,7 +468,7 @@ def _entropy_of_eigenvalues(parts, alpha) -> Array:
     gram = jnp.exp(sum(jax.vmap(lambda row, x=x, s=s: _log_kernel(row, x, s))(x) for x, s in parts))
     w = jnp.linalg.eigvalsh((gram + gram.T) / (2 * gram.shape[0]))
     # Eigenvalues at the level of rounding may be negative, and have no logarithm.
-    held = w > jnp.finfo(w.dtype).eps
+    held = ~(w <= jnp.finfo(w.dtype).eps)  # and NaN is held
     w = jnp.where(held, w, 1)
     shannon = -jnp.sum(jnp.where(held, w * jnp.log(w), 0))
     power = jnp.sum(jnp.where(held, w**alpha, 0))
@@ -483,8 +485,8 @@ def _squared_distances(row: Float[Array, " d"], b: Float[Array, "n d"]) -> Float
     norms = jnp.sum(row * row) + jnp.sum(b * b, axis=1)
     squared = norms - 2 * jnp.matmul(row, b.T, precision="highest")
     # Between near samples cancellation leaves nothing but rounding, of either sign; and a sample's
-    # kernel with itself must be 1, however long the sample is beside sigma.
-    return jnp.where(squared > 8 * jnp.finfo(b.dtype).eps * norms, squared, 0)
+    # kernel with itself must be 1, however long the sample is beside sigma. NaN stays NaN.
+    return jnp.where(squared <= 8 * jnp.finfo(b.dtype).eps * norms, 0, squared)
 
 
 def _log_kernel(row: Float[Array, " d"], b: Float[Array, "n d"], sigma) -> Float[Array, " n"]:
@@ -522,7 +524,7 @@ def _log_total(logs: Array, axis_name: str | None) -> Array:
 
 
 def _samples(who: str, **arrays: Any) -> list[Array]:
-    """As float32 or float64 matrices of at least one row."""
+    """As float32 or float64 matrices of at least one row; finite, where values can be looked at."""
     made = []
     for name, given in arrays.items():
         x = jnp.asarray(given)
@@ -534,8 +536,11 @@ def _samples(who: str, **arrays: Any) -> list[Array]:
         x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
         traced = isinstance(given, jax.core.Tracer)
         known = not traced and getattr(given, "is_fully_addressable", True)
-        if known and not np.isfinite(np.asarray(given)).all():
-            raise ValueError(f"{who}: {name} holds NaN or infinite values")
+        if known:
+            with np.errstate(over="ignore"):
+                values = np.asarray(given).astype(x.dtype)
+            if not np.isfinite(values).all():
+                raise ValueError(f"{who}: {name} holds NaN or infinite values (as {x.dtype})")
         made.append(x)
     if len({x.dtype for x in made}) > 1:
         made = [x.astype(jnp.float64) for x in made]
@@ -554,8 +559,9 @@ def _same_features(who: str, a: Array, b: Array) -> None:
 
 def _positive(who: str, **numbers: Any) -> None:
     for name, value in numbers.items():
-        if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < float("inf"):
-            raise ValueError(f"{who}: {name}={value}: a positive number is needed")
+        # The square of a width must be a float32 that is neither 0 nor infinite.
+        if not isinstance(value, jax.core.Tracer) and not 1e-18 <= float(value) <= 1e18:
+            raise ValueError(f"{who}: {name}={value}: a positive number is needed, 1e-18 to 1e18")
 
 
 def _block(block: int | None) -> int | None:

@@ -26,8 +26,13 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from rlib import nn, optim
+from rlib.information import kernels
 
 Scores = Float[Array, "b b"]
+
+#: Pairs that are read as one batch: its matrix of scores is of 64 MB.
+MOST_HELD_OUT = 4096
+_SCORES_AT_ONCE = 2**16  # of a critic whose network each pair passes
 
 # Bounds
 
@@ -189,10 +194,12 @@ class ConcatenatedCritic(nnx.Module):
         self.g = nn.Perceptron((inputs_x + inputs_y, *widths, 1), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b dx"], y: Float[Array, "b dy"]) -> Scores:
-        shape = (len(x), len(y))
-        left = jnp.broadcast_to(x[:, None], (*shape, x.shape[1]))
-        right = jnp.broadcast_to(y[None], (*shape, y.shape[1]))
-        return self.g(jnp.concatenate([left, right], axis=-1))[..., 0]
+        def of_row(row):
+            left = jnp.broadcast_to(row, (len(y), len(row)))
+            return self.g(jnp.concatenate([left, y], axis=-1))[:, 0]
+
+        rows = max(1, _SCORES_AT_ONCE // len(y))
+        return jax.vmap(of_row)(x) if rows >= len(x) else lax.map(of_row, x, batch_size=rows)
 
 
 # Training
@@ -221,7 +228,7 @@ def descend(
     Returns:
         The parameters, and what `look` gave, stacked.
     """
-    if len(keys) % looks:
+    if looks < 1 or len(keys) % looks:
         raise ValueError(f"{len(keys)} steps are not divisible into {looks} looks")
     optimizer = optim.skip_nonfinite(optimizer)
 
@@ -257,11 +264,14 @@ def fit_critic(
 ) -> Float[Array, " looks"]:
     """Estimates of I(X; Y) in nats along the training of a critic, by Adam.
 
-    The critic learns from a part of the pairs, standardised, and is read on the others, all of
-    them as one batch: on pairs that it has seen, the bounds are not valid, and far too high.
-    Works under `vmap`, over learning rates as well.
+    The critic learns from a part of the pairs, standardised, and is read on the others: on pairs
+    that it has seen, the bounds are not valid, and far too high. They are read as one batch, or in
+    batches of at most 4096 whose mean it is (log 4096, InfoNCE's limit, is 8.3 nats; a remainder of
+    fewer pairs than batches is left out), so that memory does not grow with the square of n.
+    Works under `vmap`, over learning rates as well; NaN in traced samples gives NaN.
 
     Args:
+        x, y: pairs, as rows; computed with in float32.
         bound: "nwj", "infonce", "mine" or "smile".
         critic: SeparableCritic, ConcatenatedCritic or alike.
         steps: a multiple of `looks`.
@@ -270,10 +280,11 @@ def fit_critic(
 
     Raises:
         ValueError: an unknown bound, X and Y of different lengths, fewer than two pairs in a part
-            or a batch.
+            or a batch, samples that are not matrices or hold NaN or infinite values.
     """
     if bound not in BOUNDS:
         raise ValueError(f"bound={bound!r}: choose from {', '.join(BOUNDS)}")
+    x, y = (v.astype(jnp.float32) for v in kernels._samples("fit_critic", x=x, y=y))
     if len(x) != len(y):
         raise ValueError(f"{len(x)} samples of X and {len(y)} of Y do not make pairs")
     learnt = len(x) - int(len(x) * held_out)
@@ -298,8 +309,13 @@ def fit_critic(
         value, log_average = ascend(nnx.merge(graphdef, params)(x[rows], y[rows]), log_average)
         return -value, log_average
 
+    groups = -(-(len(x) - learnt) // MOST_HELD_OUT)
+    held = [v[learnt:][: (len(x) - learnt) // groups * groups] for v in (x, y)]
+    held = [v.reshape(groups, -1, v.shape[1]) for v in held]
+
     def look(params):
-        return estimate(nnx.merge(graphdef, params)(x[learnt:], y[learnt:]))
+        read = lambda pair: estimate(nnx.merge(graphdef, params)(*pair))
+        return jnp.mean(lax.map(read, tuple(held)))
 
     keys = jax.random.split(second, steps)
     start = jnp.float32(-jnp.inf)

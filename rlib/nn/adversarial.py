@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
@@ -30,13 +31,14 @@ def fgsm(
         loss: inputs -> a number, the sum over examples of each one's own loss, so that every
             example is attacked for itself.
         x: inputs.
-        epsilon: distance, in the unit of x, >= 0. Where the gradient is 0, x stays.
+        epsilon: distance, in the unit of x, >= 0; or one for each feature, as an array that
+            broadcasts against x. Where the gradient is 0, x stays.
         low, high: range of valid inputs, for example of pixels.
 
     >>> fgsm(lambda x: jnp.sum(x**2), jnp.array([1.0, -2.0, 0.0]), 0.5)
     Array([ 1.5, -2.5,  0. ], dtype=float32)
     """
-    _distance("fgsm", epsilon=epsilon)
+    (epsilon,) = _distances("fgsm", x, epsilon=epsilon)
     return _clipped(x + epsilon * jnp.sign(jax.grad(loss)(x)), low, high)
 
 
@@ -57,15 +59,16 @@ def pgd(
 
     Args:
         loss, x, epsilon, low, high: as for `fgsm`.
+        step: length, as epsilon.
         key: start at a uniform point within the distance; None starts at x.
 
     >>> pgd(lambda x: jnp.sum(x**2), jnp.array([1.0, -2.0]), 0.3, step=0.125, steps=9)
     Array([ 1.3, -2.3], dtype=float32)
     """
-    _distance("pgd", epsilon=epsilon, step=step)
+    epsilon, step = _distances("pgd", x, epsilon=epsilon, step=step)
     if steps < 1:
         raise ValueError(f"pgd: steps={steps}: at least 1")
-    start = x
+    x = start = jnp.asarray(x)
     if key is not None:
         start = x + epsilon * jax.random.uniform(key, x.shape, x.dtype, -1, 1)
 
@@ -80,7 +83,10 @@ def _clipped(x: Array, low: float | None, high: float | None) -> Array:
     return x if low is None and high is None else jnp.clip(x, low, high)
 
 
-def _distance(who: str, **numbers: float | Array) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < float("inf"):
+def _distances(who: str, x: Array, **distances: float | Array) -> list[Array]:
+    """In the dtype of x, lest half-precision inputs come back as others."""
+    for name, value in distances.items():
+        known = not isinstance(value, jax.core.Tracer)
+        if known and not (np.isfinite(value) & (np.asarray(value) >= 0)).all():
             raise ValueError(f"{who}: {name}={value}: a distance is finite and not negative")
+    return [jnp.asarray(value, jnp.result_type(x)) for value in distances.values()]

@@ -169,7 +169,8 @@ def swag_log_density(
     >>> float(swag_log_density(state, jnp.zeros(1)))
     -0.918938...
     """
-    given, known = str(jax.tree.structure(params)), str(jax.tree.structure(state.mean))
+    told = lambda tree: f"{jax.tree.structure(tree)}, {[*map(jnp.shape, jax.tree.leaves(tree))]}"
+    given, known = told(params), told(state.mean)
     if given != known:
         raise ValueError(f"swag_log_density: parameters {given} of a posterior of {known}")
     rank = len(jax.tree.leaves(state.deviations)[0])
