@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import digamma, gammaln, logsumexp, ndtri
+from jax.scipy.special import logsumexp, ndtri
 from jaxtyping import Array, Float, Int
 from scipy import special
 
@@ -56,7 +56,8 @@ def knn_distances(
         axis_name: axis over which rows are split; the result is that of the own rows.
 
     Raises:
-        ValueError: k is not between 1 and N - 1.
+        ValueError: k is not between 1 and N - 1, labels are not one a sample, or, outside of jit,
+            samples that are not finite (NaN inside).
 
     >>> knn_distances(jnp.array([[0.0], [1.0], [3.0]]), 1)[:, 0]
     Array([1., 1., 2.], dtype=float32)
@@ -67,7 +68,9 @@ def knn_distances(
         raise ValueError(f"k={k} neighbours of {count} samples: 1 to {count - 1} are possible")
     if metric not in get_args(Metric):
         raise ValueError(f"metric={metric!r}: choose from {', '.join(get_args(Metric))}")
-    return _knn(x, labels, k, metric, axis_name)
+    if labels is not None and jnp.shape(labels) != (len(x),):
+        raise ValueError(f"labels of shape {jnp.shape(labels)} for {len(x)} samples: one a row")
+    return _defined(_knn(x, labels, k, metric, axis_name), "distances", (x,))
 
 
 @functools.partial(jax.jit, static_argnames=("k", "metric", "axis_name"))
@@ -180,10 +183,18 @@ def gaussianise(
     farther than in a random sample: in one dimension "kl" and "wkl" are then too high by 0.7 nats,
     in two of each side by 0.1; "ksg" is not affected.
 
+    Raises:
+        ValueError: outside of jit, samples that are not finite; inside, their ranks are NaN.
+
     >>> [round(float(v), 3) for v in gaussianise(jnp.array([30.0, -1.0, 1e6]))[:, 0]]
     [0.0, -0.967, 0.967]
     """
     x = _table(x)
+    return _defined(_quantiles(x, key, axis_name), "ranks", (x,))
+
+
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _quantiles(x: Array, key: jax.Array | None, axis_name: str | None) -> Array:
     everyone = _gathered(x, axis_name)
     if key is None:
         ranks = _ranks(everyone)
@@ -194,7 +205,8 @@ def gaussianise(
         )
     if axis_name is not None:
         ranks = lax.dynamic_slice_in_dim(ranks, lax.axis_index(axis_name) * len(x), len(x))
-    return ndtri((ranks + 0.5) / len(everyone)).astype(x.dtype)
+    quantiles = ndtri((ranks + 0.5) / len(everyone)).astype(x.dtype)
+    return quantiles + 0 * x  # sorting gives NaN a rank like any other
 
 
 def _ranks(x: Array) -> Array:
@@ -230,8 +242,8 @@ def _whiten(
     axis_name: str | None = None,
 ) -> _Samples:
     """Each class whitened by its own covariance: in its principal axes, where those without width
-    are 0, or by the symmetric root, which depends on no choice of eigenvectors (and whose
-    determinant is not reported for samples without width in some direction).
+    are 0, or by the symmetric root of the correlations, which depends on no choice of eigenvectors
+    (and whose determinant is not reported for samples without width in some direction).
 
     In two passes: in float32 the first is rough where one direction is thousands of times narrower
     than another, and the second mends it. What is narrower than rounding has no width.
@@ -257,23 +269,25 @@ def _whiten(
     scale = jnp.where(flat, 0, 1 / jnp.where(flat, 1, width))
     x *= dot("nc,cd->nd", one_hot, scale)
     log_det = jnp.sum(jnp.log(jnp.where(flat, 1, width)), axis=1)
-    rough = jnp.zeros_like(log_det)[:, None]
-    for last in (False, True):
+
+    def turned(x, least):
         products = dot("nc,ni,nj->cij", one_hot, x, x)
         products = products if axis_name is None else lax.psum(products, axis_name)
         values, vectors = jnp.linalg.eigh(products * share[:, :, None])
         floor = eps * jnp.maximum(values[:, -1:], jnp.finfo(x.dtype).tiny / eps)
-        kept = values > (10 if last else -1) * floor
+        kept = values > least * floor
         values = jnp.maximum(values, floor)
         turn = vectors * jnp.where(kept, 1 / jnp.sqrt(values), 0)[:, None, :]
         if symmetric:
             turn = dot("cdi,cei->cde", turn, vectors)
-        x = dot("nc,nd,cde->ne", one_hot, x, turn)
-        if last:  # the first pass's directions count as far as the second keeps them
-            spanned = dot("cij,cj->ci", jnp.square(vectors), 1.0 * kept)
-            log_det += 0.5 * jnp.sum(spanned * rough + kept * jnp.log(values), axis=1)
-        rough = jnp.log(values)
-    return _Samples(x, labels, one_hot, jnp.sum(kept, axis=1), log_det, number)
+        return dot("nc,nd,cde->ne", one_hot, x, turn), (values, vectors, 1.0 * kept)
+
+    # The first pass keeps every direction; they count as far as the second keeps them.
+    x, ((rough, values), (_, vectors), (_, kept)) = lax.scan(turned, x, jnp.array([-1.0, 10.0]))
+    spanned = dot("cij,cj->ci", jnp.square(vectors), kept)
+    log_det += 0.5 * jnp.sum(spanned * jnp.log(rough) + kept * jnp.log(values), axis=1)
+    rank = jnp.sum(kept, axis=1).astype(int)
+    return _Samples(x, labels, one_hot, rank, log_det, number)
 
 
 # Entropies
@@ -316,6 +330,13 @@ def _weight_table(k: int, largest: int, weighted: bool) -> np.ndarray:
     return table[:, : 1 + np.flatnonzero(table.any(axis=0)).max()]
 
 
+def _constants(dimensions: int, k: int) -> np.ndarray:
+    """log V_d - psi(j), (dimensions, k)."""
+    d = np.arange(dimensions)[:, None]
+    ball = 0.5 * d * np.log(np.pi) - special.gammaln(d / 2 + 1)
+    return ball - special.digamma(np.arange(1, k + 1))
+
+
 def _neighbour_entropies(
     samples: _Samples, table: np.ndarray, axis_name: str | None
 ) -> Float[Array, " classes"]:
@@ -334,11 +355,11 @@ def _neighbour_entropies(
     logs = jnp.log(jnp.maximum(near, rounding))
     shared = _gathered((one_hot, logs), axis_name)
     sums = jnp.stack([jnp.sum(jnp.where(c[:, None] > 0, shared[1], 0), 0) for c in shared[0].T])
-    d = rank.astype(points.dtype)[:, None]
-    ball = 0.5 * d * np.log(np.pi) - gammaln(d / 2 + 1)
-    n = number[:, None]
-    each = jnp.log(n - 1) - digamma(jnp.arange(1.0, k + 1)) + ball + d * sums / n
-    weights = jnp.asarray(table, points.dtype)[rank]
+    d, n = rank.astype(points.dtype)[:, None], number[:, None]
+    weights, constants = (
+        jnp.asarray(v, points.dtype)[rank] for v in (table, _constants(*table.shape))
+    )
+    each = jnp.log(n - 1) + constants + d * sums / n
     h = jnp.sum(jnp.where(weights == 0, 0, weights * each), axis=1)
     return jnp.where((rank == 0) | (number == 0), 0, h)
 
@@ -482,14 +503,14 @@ def mutual_information(
         axis_name: axis over which rows are split.
 
     Returns:
-        +inf if Y is a linear function of X in some direction, or a class has no width where
-        others have one ("kl", "wkl", "kde").
+        +inf if Y is a linear function of X in some direction ("kl", "wkl", "kde"), or a class has
+        no width where others have one ("kl", "wkl").
 
     Raises:
         ValueError: X and Y differ in number, there are too few samples for k, or, outside of jit,
-            a result that is not defined (NaN inside): more than 1 % of samples coincide ("kl",
-            "wkl"), a class has samples but not more than k or than dimensions, values are not
-            finite.
+            a result that is not defined (NaN inside): more than 1 % of samples coincide with
+            another ("kl", "wkl") or with k others ("ksg"), a class has samples but not more than k
+            or ("kl", "wkl") than dimensions, values are not finite.
 
     >>> x, noise = jax.random.normal(jax.random.key(0), (2, 2000, 1))
     >>> y = x + 0.1 * noise  # 0.5 log 101 = 2.31
@@ -522,12 +543,15 @@ def mutual_information(
 @functools.partial(jax.jit, static_argnames=("estimator", "k", "num_classes", "axis_name"))
 def _information(x, y, estimator, k, num_classes, axis_name) -> Array:
     whole = _whiten(x, symmetric=estimator == "ksg", axis_name=axis_name)
-    if num_classes is not None:
-        if estimator == "ksg":
-            return _ross(whole.points, y, k, num_classes, axis_name)
+    degenerate = jnp.zeros((), bool)
+    if num_classes is not None and estimator == "ksg":
+        value = _ross(whole.points, y, k, num_classes, axis_name)
+        value = jnp.where(whole.rank[0] == 0, 0, value)
+    elif num_classes is not None and estimator == "kde":
         parts = _whiten(whole.points, y, num_classes, axis_name=axis_name)
-        if estimator == "kde":
-            return _kde_of_classes(whole, parts, axis_name)
+        value = _kde_of_classes(whole, parts, axis_name)
+    elif num_classes is not None:
+        parts = _whiten(whole.points, y, num_classes, axis_name=axis_name)
         h, each = _entropies((whole, parts), estimator, k, axis_name)
         share = parts.number / jnp.sum(parts.number)
         value = h[0] - jnp.sum(jnp.where(share > 0, share * (each + parts.log_det), 0))
@@ -537,15 +561,17 @@ def _information(x, y, estimator, k, num_classes, axis_name) -> Array:
     else:
         other = _whiten(y, symmetric=estimator == "ksg", axis_name=axis_name)
         if estimator == "ksg":
-            return _ksg(whole.points, other.points, k, axis_name)
-        both = _whiten(jnp.concatenate([whole.points, other.points], axis=1), axis_name=axis_name)
-        hx, hy, hxy = _entropies((whole, other, both), estimator, k, axis_name)
-        value = (hx + hy - hxy - both.log_det)[0]
-        degenerate = (both.rank < whole.rank + other.rank)[0]
-    value = jnp.where(jnp.isinf(value), jnp.nan, value)  # samples coincide
+            value = _ksg(whole.points, other.points, k, axis_name)
+            value = jnp.where((whole.rank[0] == 0) | (other.rank[0] == 0), 0, value)
+        else:
+            both = jnp.concatenate([whole.points, other.points], axis=1)
+            both = _whiten(both, axis_name=axis_name)
+            hx, hy, hxy = _entropies((whole, other, both), estimator, k, axis_name)
+            value = (hx + hy - hxy - both.log_det)[0]
+            degenerate = (both.rank < whole.rank + other.rank)[0]
+    value = jnp.where(degenerate, jnp.inf, jnp.where(jnp.isinf(value), jnp.nan, value))
     # A comparison with NaN hides it: what is not finite gives NaN.
-    broken = jnp.isnan(_total(jnp.sum(0 * x, 1) + jnp.sum(0.0 * y, -1), axis_name))
-    return jnp.where(degenerate & ~broken, jnp.inf, value)
+    return value + _total(jnp.sum(0 * x, 1) + jnp.sum(0.0 * y, -1), axis_name)
 
 
 def _entropies(
@@ -580,9 +606,15 @@ def _kde_of_classes(whole: _Samples, parts: _Samples, axis_name: str | None) -> 
     return h - jnp.sum(jnp.where(share > 0, share * each, 0))
 
 
+def _psi(total: int, dtype: Any) -> Array:
+    """psi(1), ..., psi(total)."""
+    return jnp.asarray(special.digamma(np.arange(1, total + 1)), dtype)
+
+
 def _ksg(x: Array, y: Array, k: int, axis_name: str | None) -> Array:
     everyone = _gathered((x, y), axis_name)
     total = len(everyone[0])
+    psi = _psi(total, x.dtype)
 
     def row(mine):
         x, y, index = mine
@@ -590,24 +622,29 @@ def _ksg(x: Array, y: Array, k: int, axis_name: str | None) -> Array:
         far = [_other((one, None, index), (many, None), "maximum") for one, many in pairs]
         reach = _smallest(jnp.maximum(*far), k)[-1]
         counts = jnp.stack([jnp.sum(f < reach) for f in far])
-        return jnp.sum(digamma(counts + 1.0)) + jnp.where(jnp.isnan(reach), jnp.nan, 0)
+        return jnp.stack([jnp.sum(psi[counts]), reach == 0])
 
     sums = _by_rows(row, (x, y), everyone, axis_name, width=3)
-    return digamma(float(k)) + digamma(float(total)) - _total(sums, axis_name) / total
+    return _from_sums(sums, psi, k, axis_name)
 
 
 def _ross(x: Array, labels: Array, k: int, classes: int, axis_name: str | None) -> Array:
     everyone = _gathered((x, labels), axis_name)
     total = len(everyone[0])
-    number = jnp.bincount(everyone[1], length=classes)
+    number, psi = jnp.bincount(everyone[1], length=classes), _psi(total, x.dtype)
 
     def row(mine):
         x, label, index = mine
         far = _other((x, None, index), (everyone[0], None), "maximum")
         reach = _smallest(jnp.where(everyone[1] == label, far, jnp.inf), k)[-1]
-        nearer = jnp.sum(far <= reach)
-        value = digamma(1.0 * number[label]) + digamma(1.0 * nearer)
-        return jnp.where(jnp.isfinite(reach), value, jnp.nan)
+        value = psi[number[label] - 1] + psi[jnp.sum(far <= reach) - 1]
+        return jnp.stack([jnp.where(jnp.isfinite(reach), value, jnp.nan), reach == 0])
 
     sums = _by_rows(row, (x, labels), everyone, axis_name, width=2)
-    return digamma(float(k)) + digamma(float(total)) - _total(sums, axis_name) / total
+    return _from_sums(sums, psi, k, axis_name)
+
+
+def _from_sums(sums: Float[Array, "n 2"], psi: Array, k: int, axis_name: str | None) -> Array:
+    """psi(k) + psi(N) - the mean; NaN where k others coincide with more than a few samples."""
+    mean, coincide = _total(sums, axis_name) / len(psi)
+    return jnp.where(coincide > _BY_CHANCE, jnp.nan, psi[k - 1] + psi[-1] - mean)
