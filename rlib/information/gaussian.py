@@ -16,7 +16,7 @@ Divide by ln 2 for bits. An estimate by mc within a nat of log m is saturated: t
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 #: Standard deviations below it count as it.
 SD_FLOOR = 1e-10
-#: Larger reference sets are compared with blocks of samples, of so many pairs, to save memory.
+#: More pairs of samples than the square of it are made in blocks, of so many, to save memory.
 BLOCKED_ABOVE = 4096
 PAIRS_AT_ONCE = 2**20
 _LOG_2PI = math.log(2 * math.pi)
@@ -58,7 +58,8 @@ def gaussian_information(
 ) -> Float[Array, ""]:
     """I(X; Z), or I(X; Z | Y) given labels, in nats, from one draw of Z a sample.
 
-    Differentiable; a sample alone with its label (or a batch of one) counts 0.
+    Differentiable; a sample alone with its label (or a batch of one) counts 0, NaN gives NaN.
+    Computed in float32 at least.
 
     Args:
         z: mean + sd * noise, sample for sample.
@@ -78,6 +79,7 @@ def gaussian_information(
     if estimator not in ("mc", "jensen"):
         raise ValueError(f'estimator={estimator!r}: choose "mc" or "jensen"')
     _check(mean, sd, labels, z)
+    z, mean, sd = _at_least_float32(z, mean, sd)
 
     def information(row, reference, own, alike, count):
         mean_j, inverse_j, log_norm_j = reference
@@ -110,6 +112,7 @@ def kolchinsky_bound(
     0.2191
     """
     _check(mean, sd, labels)
+    mean, sd = _at_least_float32(mean, sd)
 
     def information(row, reference, own, alike, count):
         mean_j, sd_j = reference[0], jnp.maximum(reference[1], SD_FLOOR)
@@ -142,14 +145,21 @@ def _mean_over_samples(
         alike = everyone == label
         return information(row, reference, own, alike, jnp.sum(alike, dtype=reference[0].dtype))
 
-    m = len(everyone)
-    samples = (rows, labels, place)
-    if m <= BLOCKED_ABOVE:
-        each = jax.vmap(one)(samples)
-    else:  # the backward pass compares again, lest it keep all pairs
-        each = lax.map(jax.checkpoint(one), samples, batch_size=max(1, PAIRS_AT_ONCE // m))
-    mean = jnp.mean(each)
+    mean = jnp.mean(_of_each(one, (rows, labels, place), len(everyone)))
     return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def _of_each(one: Callable[..., Array], samples: Any, others: int) -> Array:
+    """one(sample) of every sample; each is compared with so many others."""
+    if len(jax.tree.leaves(samples)[0]) * others <= BLOCKED_ABOVE**2:
+        return jax.vmap(one)(samples)
+    # The backward pass compares again, lest it keep all pairs.
+    return lax.map(jax.checkpoint(one), samples, batch_size=max(1, PAIRS_AT_ONCE // others))
+
+
+def _at_least_float32(*arrays: Array) -> tuple[Array, ...]:
+    """float16 does not hold the floor of the sd, and densities of many dimensions overflow it."""
+    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays)
 
 
 def _check(mean: Array, sd: Array, labels: Array | None, z: Array | None = None) -> None:

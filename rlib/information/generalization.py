@@ -16,6 +16,9 @@ Deviations
 | the same: z | not said | the mode f(x_i), without noise | f(x_i) + noise |
 | bins of I(X; Z) | not said | the maximum has a bin of its own | as the code; `clip=True` |
 | SWAG's second moment | not said | cancels in float32 | `rlib.optim.record_swag` |
+| SWAG's density: variances | not said | the sampler's (1e-30 or more) + 1e-6 | `floor` or more |
+| SWAG's density: deviations | not said | each tensor's, without those below 0 | all, jointly |
+| SWAG's density: scale | not said | no halves, no 1 / (K - 1) | the sampler's |
 | dual ascent | not said | the multiplier may turn negative | as the code |
 | constants G1, G2, G3 | O(1) and logarithms | none | 0, 1, 1: up to constants |
 | combined sum, Theorem 2 | min over layers | one layer | one layer |
@@ -32,7 +35,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 from scipy import stats
 
-from rlib.information.gaussian import SD_FLOOR, kolchinsky_bound, normal_log_density
+from rlib.information.gaussian import (
+    SD_FLOOR,
+    _at_least_float32,
+    _of_each,
+    kolchinsky_bound,
+    normal_log_density,
+)
 from rlib.nn import Affine, Perceptron
 from rlib.optim import SwagState, swag_log_density, swag_restrict, swag_sample
 
@@ -104,7 +113,10 @@ def feature_information(
 
     The marginal is the mixture over `reference`, so samples among it are found again.
 
+    Computed in float32 at least, in blocks if the pairs are many.
+
     Args:
+        features, reference: finite; not empty.
         scale: noise, in the features' unit.
         variant: "official" takes one coordinate's log density for log p(z | x), all coordinates'
             for the marginal, and both at z = f(x): off by (dims - 1) log(scale sqrt(2 pi)).
@@ -117,15 +129,18 @@ def feature_information(
         raise ValueError(f'variant={variant!r}: choose "corrected" or "official"')
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         raise ValueError(f"features {features.shape} and reference {reference.shape}: (n, dims)")
-    if variant == "official":
-        z, noise = features, jnp.zeros((len(features), 1), features.dtype)
-    else:
-        noise = jax.random.normal(key, features.shape, features.dtype)
-        z = features + scale * noise
+    if features.size == 0 or reference.size == 0:
+        raise ValueError(f"no samples: features {features.shape}, reference {reference.shape}")
+    features, reference = _at_least_float32(features, reference)
     sd = jnp.asarray(scale, features.dtype)
-    posterior = normal_log_density(scale * noise, jnp.zeros_like(noise), sd)
-    log_p = jax.vmap(lambda row: normal_log_density(row, reference, sd))(z)
-    marginal = jax.nn.logsumexp(log_p, axis=1) - jnp.log(len(reference))
+    if variant == "official":
+        z, own = features, jnp.zeros((len(features), 1), features.dtype)
+        posterior = normal_log_density(own, own, sd)
+    else:
+        z = features + scale * jax.random.normal(key, features.shape, features.dtype)
+        posterior = normal_log_density(z, features, sd)
+    total = lambda row: jax.nn.logsumexp(normal_log_density(row, reference, sd))
+    marginal = _of_each(total, z, len(reference)) - jnp.log(len(reference))
     return jnp.mean(posterior - marginal)
 
 
@@ -192,12 +207,18 @@ def parameter_information(
 
     Args:
         posteriors: stacked, one for each of M data draws: every leaf has a leading axis M.
-        draws: parameters drawn from each posterior.
+        draws: parameters drawn from each posterior; all of them, M * draws * P numbers, are in
+            memory at once.
         estimator: "jensen", an upper bound and the paper's choice; "mc", at most log M;
             "kolchinsky", a bound from the posteriors' marginal variances that draws nothing.
         select: the parameters meant, a part of the tree: those of the layers up to Z.
         sampler_scale: SWAG's 1/2, or the official sampler's 1; densities have 1/2.
-        floor: least variance of a parameter, see `rlib.optim.swag_log_density`.
+        floor: least variance v of a parameter, see `rlib.optim.swag_log_density`. Where it is
+            small, weights that never move decide the result. The official code samples with 1e-30,
+            but adds 1e-6 to the variances of its densities: 2e-6 is near that, v being halved.
+
+    Raises:
+        ValueError: an unknown estimator, or no draws.
 
     >>> from rlib.optim import record_swag
     >>> one = record_swag(0, 1).init(jnp.zeros(3))._replace(variance=jnp.ones(3))
@@ -207,6 +228,8 @@ def parameter_information(
     """
     if estimator not in ("jensen", "mc", "kolchinsky"):
         raise ValueError(f'estimator={estimator!r}: choose "jensen", "mc" or "kolchinsky"')
+    if draws < 1:
+        raise ValueError(f"draws={draws}: at least 1 from each posterior")
     posteriors = _as_vectors(swag_restrict(posteriors, select))
     m = len(posteriors.mean)
     if estimator == "kolchinsky":
@@ -215,20 +238,18 @@ def parameter_information(
         sd = jnp.sqrt(0.5 * (jnp.maximum(posteriors.variance, floor) + low_rank))
         return kolchinsky_bound(posteriors.mean, sd)
 
-    def densities(key, own):
-        """Log densities, under all posteriors, of one draw from one of them."""
-        theta = swag_sample(key, own, scale=sampler_scale, floor=floor)
-        return jax.vmap(lambda q: swag_log_density(q, theta, floor=floor))(posteriors)
+    sample = lambda k, q: swag_sample(k, q, scale=sampler_scale, floor=floor)
+    keys = jax.random.split(key, (m, draws))
+    theta = jax.vmap(jax.vmap(sample, in_axes=(0, None)))(keys, posteriors)  # (M, draws, P)
 
-    def ratios(part):
-        keys, posterior, place = part
-        log_q = jax.vmap(densities, in_axes=(0, None))(keys, posterior)
-        return log_q[:, place, None] - log_q  # of large numbers: their difference comes first
+    def log_density(posterior):
+        one = lambda parameters: swag_log_density(posterior, parameters, floor=floor)
+        return jax.vmap(jax.vmap(one))(theta)
 
-    parts = (jax.random.split(key, (m, draws)), posteriors, jnp.arange(m))
-    ratio = jax.lax.map(ratios, parts)  # (M, draws, M)
+    log_q = jax.lax.map(log_density, posteriors)  # (M of the posterior, M of the draw, draws)
+    ratio = jnp.diagonal(log_q).T - log_q  # of large numbers: their difference comes first
     if estimator == "mc":
-        return jnp.mean(jnp.log(m) - jax.nn.logsumexp(-ratio, axis=-1))
+        return jnp.mean(jnp.log(m) - jax.nn.logsumexp(-ratio, axis=0))
     return jnp.mean(ratio)
 
 
@@ -257,6 +278,9 @@ def generalization_bound(
     g3: float = 1.0,
 ) -> Array:
     """The bound of Theorem 2 at one layer, up to the constants G1, G2, G3, which are not known.
+
+    That of the whole network is `generalization_bound(0, parameters, 2 * n)`, g3 being the largest
+    loss.
 
     Args:
         representation, parameters: I(X; Z | Y) and I(phi; S), in nats.
@@ -316,6 +340,20 @@ def generalization_correlation(
     >>> generalization_correlation([1.0, 2.0, 11.0, 12.0], [5.0, 6.0, 1.0, 2.0], [0, 0, 1, 1])
     Correlations(pearson=1.0, spearman=1.0, kendall=1.0)
     """
+    x, y, g = _checked(gap, score, groups)
+    same = [np.flatnonzero(g == name) for name in np.unique(g)]
+    centred = lambda v: np.concatenate([_centred(v[i]) for i in same])
+    order = lambda v: np.concatenate([_order(v[i]) for i in same])
+    return Correlations(
+        _cosine(centred(x), centred(y)),
+        _cosine(_ranks(x, same), _ranks(y, same)),
+        _cosine(order(x), order(y)),  # tau-b: a pair tied in one value leaves that value's norm
+    )
+
+
+def _checked(
+    gap: ArrayLike, score: ArrayLike, groups: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, y = np.asarray(gap, np.float64), np.asarray(score, np.float64)
     g = np.zeros(x.shape, int) if groups is None else np.asarray(groups)
     if not x.shape == y.shape == g.shape or x.ndim != 1 or x.size == 0:
@@ -325,14 +363,13 @@ def generalization_correlation(
         )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a gap or a score is NaN or infinite: leave such models out first")
-    same = [np.flatnonzero(g == name) for name in np.unique(g)]
-    centred = lambda v: np.concatenate([v[i] - v[i].mean() for i in same])
-    order = lambda v: np.concatenate([_order(v[i]) for i in same])
-    return Correlations(
-        _cosine(centred(x), centred(y)),
-        _cosine(_ranks(x, same), _ranks(y, same)),
-        _cosine(order(x), order(y)),  # tau-b: a pair tied in one value leaves that value's norm
-    )
+    return x, y, g
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """Less their mean; exactly 0 if they are all the same, whose mean may be rounded."""
+    from_first = values - values[0]
+    return from_first - from_first.mean()
 
 
 def _ranks(values: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
@@ -347,7 +384,7 @@ def _order(values: np.ndarray) -> np.ndarray:
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """a'b / |a||b|; 0 if either is zero but for rounding."""
+    """a'b / |a||b|; 0 if either is zero."""
     scale = np.sqrt((a @ a) * (b @ b))
     return float(np.clip(a @ b / scale, -1, 1)) if scale > 0 else 0.0
 
@@ -364,7 +401,7 @@ def correlation_interval(
     """Bootstrap interval of the within-group Spearman correlation: groups, then models in each.
 
     Args:
-        gap, score, groups: as `generalization_correlation`.
+        gap, score, groups: as `generalization_correlation`, which also says what it raises.
         resamples: bootstrap draws.
 
     >>> models = np.arange(40.0)
@@ -372,7 +409,7 @@ def correlation_interval(
     >>> low > 0.9, high <= 1
     (True, True)
     """
-    x, y, g = np.asarray(gap), np.asarray(score), np.asarray(groups)
+    x, y, g = _checked(gap, score, groups)
     draw = np.random.default_rng(seed)
     products = []  # of the ranks in each group, (groups, resamples of its models)
     for name in np.unique(g):

@@ -11,11 +11,11 @@ from scipy import stats
 
 from rlib.information import (
     StochasticClassifier,
-    StochasticEncoder,
     binned_information,
     combined_score,
     correlation_interval,
     feature_information,
+    gaussian,
     gaussian_information,
     generalization_bound,
     generalization_correlation,
@@ -26,49 +26,81 @@ from rlib.optim import SwagState
 # Representation
 
 
-def test_the_encoder_is_two_perceptrons_with_a_floor():
-    encoder = StochasticEncoder((2, 8, 3), rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (6, 2))
-    mean, sd = encoder(x)
-    layers = encoder.mean.layers
-    by_hand = np.maximum(x @ layers[0].kernel[...] + layers[0].bias[...], 0)
-    by_hand = by_hand @ layers[1].kernel[...] + layers[1].bias[...]
+@pytest.fixture(scope="module")
+def network():
+    return StochasticClassifier((2, 8, 3, 5), rngs=nnx.Rngs(0))
+
+
+@nnx.jit
+def outputs(network, x, key):
+    """Mean, sd and a draw of Z, and the logits."""
+    encoder = network.encoder
+    return *encoder(x), encoder.sample(x, key), network(x, key)
+
+
+def test_the_encoder_is_two_perceptrons_with_a_floor(network):
+    x, key = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32), jax.random.key(1)
+    mean, sd, z, logits = outputs(network, x, key)
+    layers = [np.asarray(p[...]) for a in network.encoder.mean.layers for p in (a.kernel, a.bias)]
+    by_hand = np.maximum(x @ layers[0] + layers[1], 0) @ layers[2] + layers[3]
     np.testing.assert_allclose(mean, by_hand, rtol=1e-4, atol=1e-6)
     assert mean.min() < 0  # no activation on the mean
     assert jnp.all(sd > 0)
-    encoder.sd.layers[-1].bias[...] = jnp.full(3, -1e4)
-    floored = encoder(x)[1]
-    np.testing.assert_allclose(floored, 1e-10)
-    key = jax.random.key(1)
     noise = jax.random.normal(key, mean.shape)
-    np.testing.assert_allclose(encoder.sample(x, key), mean + floored * noise)
-
-
-def test_the_classifier_is_linear_on_a_draw():
-    classifier = StochasticClassifier((2, 8, 3, 5), rngs=nnx.Rngs(0))
-    x, key = jnp.ones((4, 2)), jax.random.key(0)
-    z = classifier.encoder.sample(x, key)
-    np.testing.assert_allclose(classifier(x, key), classifier.head(z))
+    np.testing.assert_allclose(z, mean + sd * noise, rtol=1e-6)
+    head = network.head  # linear on a draw of Z
+    by_hand = np.asarray(z) @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
+    np.testing.assert_allclose(logits, by_hand, rtol=1e-4, atol=1e-6)
+    floored = nnx.clone(network)
+    floored.encoder.sd.layers[-1].bias[...] = jnp.full(3, -1e4)
+    np.testing.assert_allclose(outputs(floored, x, key)[1], 1e-10)
     with pytest.raises(ValueError, match="inputs, dimensions of Z and classes"):
         StochasticClassifier((2, 5), rngs=nnx.Rngs(0))
 
 
-def test_features_with_noise_are_a_gaussian_encoder():
-    f = jax.random.normal(jax.random.key(0), (6, 3))
-    key, scale = jax.random.key(1), 0.7
+@jax.jit
+def of_features(f, scale, key):
+    """With noise, as a Gaussian encoder of the same noise, and as the official code."""
     z = f + scale * jax.random.normal(key, f.shape)
-    by_encoder = float(gaussian_information(z, f, jnp.full(f.shape, scale)))
-    assert feature_information(f, f, scale, key) == pytest.approx(by_encoder, rel=1e-5)
+    return (
+        feature_information(f, f, scale, key),
+        gaussian_information(z, f, jnp.full(f.shape, scale)),
+        feature_information(f, f, scale, key, variant="official"),
+    )
+
+
+def test_features_with_noise_are_a_gaussian_encoder():
+    f = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    found, by_encoder, _ = of_features(f, 0.7, jax.random.key(1))
+    assert found == pytest.approx(float(by_encoder), rel=1e-5)
 
 
 def test_the_official_features_are_off_by_the_missing_coordinates():
     """One coordinate's log density instead of three, at the mode."""
-    f, scale = 100.0 * jnp.eye(3), 0.5
-    official = feature_information(f, f, scale, jax.random.key(0), variant="official")
+    f, scale = np.repeat(100.0 * np.arange(6, dtype=np.float32)[:, None], 3, axis=1), 0.5
+    corrected, _, official = of_features(f, scale, jax.random.key(0))
+    assert corrected == pytest.approx(np.log(6), rel=1e-5)
     off = (3 - 1) * np.log(scale * np.sqrt(2 * np.pi))
-    assert official == pytest.approx(np.log(3) + off, rel=1e-5)
-    corrected = feature_information(f, f, scale, jax.random.key(0))
-    assert corrected == pytest.approx(np.log(3), rel=1e-5)
+    assert official == pytest.approx(np.log(6) + off, rel=1e-5)
+
+
+def test_features_are_compared_in_blocks(monkeypatch):
+    f = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    expected = of_features(f, 0.7, jax.random.key(1))[0]
+    monkeypatch.setattr(gaussian, "BLOCKED_ABOVE", 5)
+    monkeypatch.setattr(gaussian, "PAIRS_AT_ONCE", 24)  # four samples a block, two in the last
+    found = jax.jit(feature_information)(f, f, 0.7, jax.random.key(1))
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_features_errors():
+    f, key = jnp.ones((3, 2)), jax.random.key(0)
+    with pytest.raises(ValueError, match="choose"):
+        feature_information(f, f, 1.0, key, variant="paper")
+    with pytest.raises(ValueError, match=r"\(n, dims\)"):
+        feature_information(f, f[:, :1], 1.0, key)
+    with pytest.raises(ValueError, match="no samples"):
+        feature_information(f, f[:0], 1.0, key)
 
 
 def test_binned_information_by_hand():
@@ -96,68 +128,67 @@ def test_binned_information_refuses(z, labels, bins):
 
 
 def posteriors(means, variance=1.0, deviations=0.0):
-    """Posteriors over a tree of two parameters, one a mean."""
-    m = len(means)
-    means = jnp.asarray(means, jnp.float32)
+    """Posteriors over a tree of two parameters, one a mean (and a variance)."""
+    means = np.asarray(means, np.float32)
     tree = lambda x: {"a": x[..., :1], "b": x[..., 1:]}
-    zero = jnp.zeros(m, jnp.int32)
-    spread = jnp.full((m, 3, 2), deviations)
-    return SwagState(zero, zero, tree(means), tree(jnp.full((m, 2), variance)), tree(spread))
+    zero = np.zeros(len(means), np.int32)
+    variance = np.broadcast_to(np.reshape(variance, (-1, 1)), means.shape).astype(np.float32)
+    spread = np.full((len(means), 3, 2), deviations, np.float32)
+    return SwagState(zero, zero, tree(means), tree(variance), tree(spread))
 
 
-information = jax.jit(
-    parameter_information, static_argnames=("draws", "estimator", "select", "sampler_scale")
-)
+KINDS = {
+    "jensen": {},
+    "mc": {"estimator": "mc"},
+    "kolchinsky": {"estimator": "kolchinsky"},
+    "mc of a": {"estimator": "mc", "select": lambda tree: tree["a"]},
+    "jensen, official sampler": {"sampler_scale": 1.0},
+}
 
 
-@pytest.mark.parametrize("estimator", ["mc", "jensen", "kolchinsky"])
-def test_posteriors_that_are_the_same_tell_nothing(estimator):
-    same = posteriors([[1.0, 2.0]] * 3, deviations=0.5)
-    found = information(same, jax.random.key(0), estimator=estimator)
-    assert found == pytest.approx(0, abs=1e-5)
+@functools.partial(jax.jit, static_argnames="draws")
+def informations(state, draws):
+    key = jax.random.key(0)
+    return {
+        name: parameter_information(state, key, draws=draws, **kind) for name, kind in KINDS.items()
+    }
 
 
-@pytest.mark.parametrize("estimator", ["mc", "kolchinsky"])
-def test_posteriors_far_apart_tell_the_data_draw(estimator):
-    apart = posteriors([[0.0, 0.0], [1e3, 0.0], [0.0, 1e3]], deviations=0.5)
-    found = information(apart, jax.random.key(0), estimator=estimator)
-    assert found == pytest.approx(np.log(3), rel=1e-6)
+def test_posteriors_that_are_the_same_tell_nothing():
+    same = informations(posteriors([[1.0, 2.0]] * 3, deviations=0.5), 10)
+    np.testing.assert_allclose(list(same.values()), 0, atol=1e-5)
+
+
+def test_posteriors_far_apart_tell_the_data_draw():
+    apart = informations(posteriors([[0.0, 0.0], [0.0, 1e3], [0.0, 2e3]], deviations=0.5), 10)
+    assert apart["mc"] == pytest.approx(np.log(3), rel=1e-6)
+    assert apart["kolchinsky"] == pytest.approx(np.log(3), rel=1e-6)
+    assert apart["mc of a"] == pytest.approx(0, abs=1e-6)  # they differ in b
 
 
 def test_the_upper_bound_of_two_posteriors():
     """N(0, 1/2) and N(1, 1/2): the divergence is 1, half of the other posterior's."""
-    two = posteriors([[0.0, 0.0], [1.0, 0.0]])
-    found = information(two, jax.random.key(0), draws=4000)
-    assert found == pytest.approx(0.5, abs=0.03)
-    pairs = information(two, jax.random.key(0), estimator="kolchinsky")
-    assert pairs == pytest.approx(-np.log((1 + np.exp(-1)) / 2), rel=1e-5)
-    mc = information(two, jax.random.key(0), draws=4000, estimator="mc")
-    assert mc < pairs < found
+    found = informations(posteriors([[0.0, 0.0], [1.0, 0.0]]), 4000)
+    assert found["jensen"] == pytest.approx(0.5, abs=0.03)
+    assert found["kolchinsky"] == pytest.approx(-np.log((1 + np.exp(-1)) / 2), rel=1e-5)
+    assert found["mc"] < found["kolchinsky"] < found["jensen"]
 
 
 def test_the_official_sampler_draws_twice_the_variance():
-    """The means stay: both log densities fall alike. The spread of single draws is sqrt(2)."""
-    two, keys = posteriors([[0.0, 0.0], [1.0, 0.0]]), jax.random.split(jax.random.key(0), 1000)
-
-    def spread(scale):
-        one = lambda key: parameter_information(two, key, draws=1, sampler_scale=scale)
-        return jnp.std(jax.jit(jax.vmap(one))(keys))
-
-    assert spread(1.0) / spread(0.5) == pytest.approx(np.sqrt(2), rel=0.1)
-
-
-def test_the_parameters_of_some_layers():
-    state = posteriors([[0.0, 0.0], [0.0, 1e3]])
-    only = functools.partial(information, state, jax.random.key(0), estimator="mc")
-    assert only(select=lambda tree: tree["a"]) == pytest.approx(0, abs=1e-6)
-    assert only(select=lambda tree: tree["b"]) == pytest.approx(np.log(2), rel=1e-6)
+    """By hand: two parameters of variance scale * v, v 1 and 4, under densities of v / 2."""
+    found = informations(posteriors([[0.0, 0.0], [0.0, 0.0]], variance=[1.0, 4.0]), 4000)
+    by_hand = 2 * (1 / 4 + 4 - 2) / 4  # times the scale
+    assert found["jensen"] == pytest.approx(0.5 * by_hand, abs=0.08)
+    assert found["jensen, official sampler"] == pytest.approx(by_hand, abs=0.16)
 
 
 def test_a_single_data_draw_tells_nothing_and_errors():
     one = posteriors([[0.0, 0.0]])
-    assert information(one, jax.random.key(0)) == 0
+    assert jax.jit(parameter_information)(one, jax.random.key(0)) == 0
     with pytest.raises(ValueError, match="estimator='kl'"):
-        information(one, jax.random.key(0), estimator="kl")
+        parameter_information(one, jax.random.key(0), estimator="kl")
+    with pytest.raises(ValueError, match="draws=0"):
+        parameter_information(one, jax.random.key(0), draws=0)
 
 
 # Together
@@ -215,12 +246,18 @@ def test_pairs_of_one_group_by_hand():
 def test_a_constant_orders_nothing_and_errors():
     assert generalization_correlation([1.0, 2, 3], [5.0, 5, 5]) == (0, 0, 0)
     assert generalization_correlation([1.0], [5.0]) == (0, 0, 0)
+    # Constants whose mean is rounded, in one group and in groups of different levels.
+    assert generalization_correlation([0.1] * 3, [0.1] * 3) == (0, 0, 0)
+    levels = [0.1] * 3 + [0.7] * 3
+    assert generalization_correlation(levels, levels, [0, 0, 0, 1, 1, 1]) == (0, 0, 0)
     with pytest.raises(ValueError, match="NaN"):
         generalization_correlation([1.0, np.nan], [1.0, 2.0])
     with pytest.raises(ValueError, match="one value a model"):
         generalization_correlation([1.0, 2.0], [1.0, 2.0], [0])
     with pytest.raises(ValueError, match="one value a model"):
         generalization_correlation([], [])
+    with pytest.raises(ValueError, match="NaN"):
+        correlation_interval([1.0, np.nan], [1.0, 2.0], [0, 0])
 
 
 def test_the_interval_covers():
