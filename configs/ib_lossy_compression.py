@@ -19,6 +19,7 @@ BASE = {
         # Dimension of X and of Y, samples.
         "cells": ((2, 500), (4, 500), (10, 500), (2, 5000), (4, 5000)),
         "mi": (0.0, 2.0, 5.0),  # nats; empty leaves the part out
+        "bounds": ("nwj", "infonce", "mine", "smile"),
     },
     "critics": {  # of the variational bounds; rate and number of steps tuned on a draw of their own
         "learning_rates": (3e-4, 1e-3, 3e-3),
@@ -54,9 +55,15 @@ BASE = {
         "learning_rate": 1e-3,
         "estimators": ("wkl", "ksg"),
         "dim": 4,  # of the codes of inputs and layers
+        "evaluated": "all",  # images that codes and estimates are of; or test
         "code": "pca",  # of inputs; or autoencoder
         "code_channels": (),
         "code_steps": 0,
+        "code_batch": 256,
+        "code_learning_rate": 1e-3,
+        "layer_code": "pca",  # or autoencoder, learnt anew at each look
+        "layer_code_widths": (24, 16),
+        "layer_code_steps": 1000,
         "seeds": 5,
     },
     "mnist": {
@@ -71,9 +78,15 @@ BASE = {
         "learning_rate": 3e-4,
         "estimators": ("wkl", "kl", "ksg"),
         "dim": 4,
+        "evaluated": "all",
         "code": "autoencoder",
         "code_channels": (8, 16, 32),
         "code_steps": 2000,
+        "code_batch": 256,
+        "code_learning_rate": 1e-3,
+        "layer_code": "pca",
+        "layer_code_widths": (24, 16),
+        "layer_code_steps": 1000,
         "seeds": 3,
     },
 }
@@ -82,12 +95,13 @@ SMOKE = {
     "seeds": 2,
     "gaussians.cells": ((2, 64),),
     "gaussians.mi": (0.0, 2.0),
+    "gaussians.bounds": ("infonce",),
     "critics.learning_rates": (1e-3,),
     "critics.steps": 4,
     "critics.looks": 2,
     "critics.batch": 8,
     "images.kinds": ("bumps",),
-    "images.size": 8,
+    "images.size": 4,
     "images.samples": 64,
     "images.compressor_samples": 64,
     "images.mi": (0.0, 2.0),
@@ -98,7 +112,7 @@ SMOKE = {
     "digits.epochs": 2,
     "digits.every": 1,
     "digits.noise": (1e-3,),
-    "digits.widths": (8,),
+    "digits.widths": (),
     "digits.seeds": 2,
 }
 FULL = {
@@ -122,7 +136,10 @@ PAPER = {
     "mnist.epochs": 300,
     "mnist.batch": 1024,
     "mnist.learning_rate": 1e-5,
-    "mnist.code_steps": 23_400,  # 200 epochs in batches of 512
+    "mnist.evaluated": "test",
+    "mnist.code_steps": 23_400,  # 200 epochs
+    "mnist.code_batch": 512,
+    "mnist.code_learning_rate": 1e-2,
 }
 PRESETS = {"smoke": SMOKE, "default": {}, "full": FULL, "paper": PAPER}
 

@@ -66,7 +66,8 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     """Measure the estimators, the codes and the paths, and judge the claims."""
     run = run or Run()
     seeds = len(run.seeds(config))
-    methods = run.select([*information.ESTIMATORS, *information.BOUNDS])
+    bounds = dict.fromkeys([*config.gaussians.bounds, *config.images.bounds])
+    methods = run.select([*information.ESTIMATORS, *bounds])
     trained = {name: config[name] for name in ("digits", "mnist") if config[name].epochs > 0}
     run.plan(_costs(config, methods, seeds, trained))
     table = _gaussians(run, config, methods, seeds)
@@ -111,23 +112,37 @@ def _learnt(keys: jax.Array, x: jax.Array, y: jax.Array, rate: float, **options:
     return jax.vmap(fit)(keys, x, y)
 
 
-def _critics(config: ConfigDict, bound: str, draw: Callable, seeds: int, truth, name: str):
-    """Tune the rate and the number of steps on a draw of its own; (estimates (seeds, mi), ...)."""
+def _critics(
+    run: Run, unit: str, bound: str, config: ConfigDict, draw: Callable, seeds: int, truth
+):
+    """Tune the rate and the number of steps on a draw of its own; {estimates (seeds, mi), ...}."""
     options = config.critics
     sizes = {"steps": options.steps, "batch": options.batch, "looks": options.looks}
 
     def fit(seed: int, rate: float) -> np.ndarray:
-        keys = jax.random.split(named_key(seed, name, bound), len(truth))
+        keys = jax.random.split(named_key(seed, unit), len(truth))
         return np.asarray(_learnt(keys, *draw(seed), rate, bound=bound, **sizes))
 
-    tuned = np.stack([fit(TUNING_SEED, rate) for rate in options.learning_rates])
-    error = np.abs(tuned - np.asarray(truth)[:, None]).mean(axis=1)  # (rates, looks)
-    error = np.where(np.isfinite(error), error, np.inf)
-    best, look = np.unravel_index(np.argmin(error), error.shape)
-    rate = options.learning_rates[best]
-    estimates = np.stack([fit(seed, rate)[:, look] for seed in range(seeds)])
+    def tune() -> Values:
+        tuned = np.stack([fit(TUNING_SEED, rate) for rate in options.learning_rates])
+        error = np.abs(tuned - np.asarray(truth)[:, None]).mean(axis=1)  # (rates, looks)
+        error = np.where(np.isfinite(error), error, np.inf)
+        best, look = np.unravel_index(np.argmin(error), error.shape)
+        return {"rate": options.learning_rates[best], "look": int(look)}
+
+    tuned = run.cached(f"{unit}/tuned", tune)
+    look = tuned["look"]
+    estimates = _by_seed(run, unit, lambda seed: fit(seed, tuned["rate"])[:, look], seeds)
     steps = options.steps // options.looks * (look + 1)
-    return {"estimates": estimates, "rate": rate, "steps": int(steps)}
+    return {"estimates": estimates, "rate": tuned["rate"], "steps": steps}
+
+
+def _by_seed(run: Run, unit: str, estimate: Callable[[int], Any], seeds: int) -> np.ndarray:
+    """Estimates (seeds, mi); a run with more seeds continues one with fewer."""
+    one = lambda seed: run.cached(
+        f"{unit}/seed{seed}", lambda: {"estimates": np.asarray(estimate(seed))}
+    )
+    return np.stack([one(seed)["estimates"] for seed in range(seeds)])
 
 
 # Gaussians
@@ -135,6 +150,10 @@ def _critics(config: ConfigDict, bound: str, draw: Callable, seeds: int, truth, 
 
 def _cells(config: ConfigDict) -> list[tuple[int, int]]:
     return list(config.gaussians.cells) if config.gaussians.mi else []
+
+
+def _of_gaussians(config: ConfigDict, methods: list[str]) -> list[str]:
+    return [m for m in methods if m in (*information.ESTIMATORS, *config.gaussians.bounds)]
 
 
 def _cell_name(d: int, n: int) -> str:
@@ -151,6 +170,7 @@ def _normal_pairs(key: jax.Array, truth: jax.Array, d: int, n: int, turned: bool
 def _gaussians(run: Run, config: ConfigDict, methods: list[str], seeds: int):
     """Method -> cell -> {estimates (seeds, mi), and how a critic was tuned}."""
     truth = jnp.asarray(config.gaussians.mi, jnp.float32)
+    methods = _of_gaussians(config, methods)
     table: dict[str, dict[str, Values]] = {method: {} for method in methods}
     for d, n in _cells(config):
         cell = _cell_name(d, n)
@@ -158,15 +178,14 @@ def _gaussians(run: Run, config: ConfigDict, methods: list[str], seeds: int):
         def draw(seed, d=d, n=n, cell=cell):
             return _normal_pairs(named_key(seed, "gaussians", cell), truth, d, n, True)
 
-        def measure(method, draw=draw, cell=cell):
-            if method in information.BOUNDS:
-                return _critics(config, method, draw, seeds, config.gaussians.mi, cell)
-            found = [np.asarray(_each(*draw(seed), method)) for seed in range(seeds)]
-            return {"estimates": np.stack(found)}
-
         for method in methods:
             unit = f"gaussians/{cell}/{method}"
-            table[method][cell] = run.cached(unit, functools.partial(measure, method))
+            if method in information.BOUNDS:
+                found = _critics(run, unit, method, config, draw, seeds, config.gaussians.mi)
+            else:
+                estimate = lambda seed, draw=draw, method=method: _each(*draw(seed), method)
+                found = {"estimates": _by_seed(run, unit, estimate, seeds)}
+            table[method][cell] = found
     return table
 
 
@@ -250,14 +269,16 @@ def _pictures(run: Run, config: ConfigDict, name: str, methods: list[str], seeds
         flat = [p.reshape(*p.shape[:2], -1) for p in _drawn(config, kind, turned, seed)[1]]
         return flat
 
+    estimators = "+".join(dict.fromkeys(estimator for _, estimator, _ in made))
     each = [
-        run.cached(f"images/{name}/seed{s}", functools.partial(measure, s)) for s in range(seeds)
+        run.cached(f"images/{name}/{estimators}/seed{s}", functools.partial(measure, s))
+        for s in range(seeds if made else 0)
     ]
     found = {_method_name(*m): np.stack([e[_method_name(*m)] for e in each]) for m in made}
     tuned = {}
     for bound in (b for b in options.bounds if b in methods):
-        fit = functools.partial(_critics, config, bound, draw, seeds, options.mi, name)
-        tuned[bound] = run.cached(f"images/{name}/{bound}", fit)
+        unit = f"images/{name}/{bound}"
+        tuned[bound] = _critics(run, unit, bound, config, draw, seeds, options.mi)
         found[f"whole pictures, {bound}"] = tuned[bound]["estimates"]
     return {"estimates": found, "tuned": tuned, "error": [e["autoencoder's error"] for e in each]}
 
@@ -298,9 +319,12 @@ def _follower(options: ConfigDict, noise: float, estimators: list[str]) -> Calla
         dropout=options.dropout,
     )
     graphdef = nnx.split(make(rngs=nnx.Rngs(0)))[0]
+    if options.batch > learnt:
+        raise UsageError(f"a batch of {options.batch}, and {options.dataset} has {learnt} to learn")
     # The last look is at the end; what is trained after it is not looked at.
     looks = options.epochs // options.every + 1
     steps = looks * options.every * (learnt // options.batch)
+    shown = slice({"all": 0, "test": learnt}[options.evaluated], None)
 
     def loss(images, labels, params, key, _):
         rows, key = jax.random.split(key)
@@ -313,7 +337,10 @@ def _follower(options: ConfigDict, noise: float, estimators: list[str]) -> Calla
         likelihood = jnp.take_along_axis(layers[-1], labels[:, None], axis=1)
         right = jnp.argmax(layers[-1], axis=1) == labels
         seen = {"loss": -jnp.mean(likelihood[:learnt]), "accuracy": jnp.mean(right[learnt:])}
-        order = jax.random.permutation(keys[1], len(images))
+        layers, labels = [layer[shown] for layer in layers], labels[shown]
+        if options.layer_code == "autoencoder":
+            layers = [short(keys[2], layer) for layer in layers]
+        order = jax.random.permutation(keys[1], len(labels))
         pairs = (jnp.stack([code, code[order]]), jnp.stack([labels, labels[order]]))
         for name in estimators:
             path = lambda pair, name=name: information.information_path(
@@ -323,14 +350,32 @@ def _follower(options: ConfigDict, noise: float, estimators: list[str]) -> Calla
             seen |= {name: points[0], f"{name}, shuffled": points[1]}
         return seen
 
+    def short(key, layer):
+        """A layer's code by an autoencoder of its own, learnt anew at each look."""
+        rows = layer.reshape(len(layer), 1, -1, 1)
+        encode, _ = information.fit_autoencoder(
+            key,
+            rows,
+            min(options.dim, rows.shape[2]),
+            widths=options.layer_code_widths,
+            steps=options.layer_code_steps,
+        )
+        return encode(rows)
+
     def coded(key, images):
         if options.code == "pca":
-            flat = images.reshape(len(images), -1)
+            flat = images[shown].reshape(-1, images[0].size)
             return information.principal_axes(flat, options.dim)(flat)
         encode, _ = information.fit_autoencoder(
-            key, images, options.dim, channels=options.code_channels, steps=options.code_steps
+            key,
+            images[:learnt],
+            options.dim,
+            channels=options.code_channels,
+            steps=options.code_steps,
+            batch=options.code_batch,
+            learning_rate=options.code_learning_rate,
         )
-        return encode(images)
+        return encode(images[shown])
 
     @jax.jit
     def follow(params, key, images, labels):
@@ -365,8 +410,9 @@ def _paths(
         raise UsageError(f"{error}; or leave the part out: --config.{name}.epochs=0") from error
     estimators = [m for m in methods if m in options.estimators]
     follow = _follower(options, noise, estimators)
+    unit = "/".join(["path", name, f"{noise:g}", "+".join(estimators) or "training"])
     each = [
-        run.cached(f"path/{name}/{noise:g}/seed{seed}", functools.partial(follow, seed))
+        run.cached(f"{unit}/seed{seed}", functools.partial(follow, seed))
         for seed in range(min(seeds, options.seeds))
     ]
     return {key: np.stack([e[key] for e in each]) for key in each[0]}
@@ -378,7 +424,7 @@ def _costs(config, methods, seeds, trained) -> dict[str, float]:
     options = config.critics
     learn = 1e-3 * options.steps * (len(options.learning_rates) + seeds)
     for d, n in _cells(config):
-        for method in methods:
+        for method in _of_gaussians(config, methods):
             scale = {"kde": 30.0, "wkl": 8.0}.get(method, 1.0)
             quick = 1 + 3e-10 * scale * n**2 * seeds * len(config.gaussians.mi)
             slow = method in information.BOUNDS
@@ -398,11 +444,9 @@ def _costs(config, methods, seeds, trained) -> dict[str, float]:
 
 
 def _finite(values: Iterable[float]) -> list[float]:
-    """What left the range of float32 counts as its largest numbers."""
+    """Infinities count as float32's largest numbers; NaN stays, and leaves a claim inconclusive."""
     largest = float(np.finfo(np.float32).max)
-    return [
-        float(v) for v in np.nan_to_num(np.asarray(values, float), nan=-largest, neginf=-largest)
-    ]
+    return np.clip(np.asarray(values, float), -largest, largest).tolist()
 
 
 def _errors(estimates: np.ndarray, truth: Iterable[float]) -> np.ndarray:
@@ -426,8 +470,10 @@ def _gaussian_rows(config: ConfigDict, table) -> list[Row]:
 
 def _line(estimates: np.ndarray, truth: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
     """Slope and offset of estimate against truth, one per seed."""
-    slope, offset = np.polyfit(np.asarray(truth), estimates.T, 1)
-    return slope, offset
+    truth = np.asarray(truth)
+    centred = truth - truth.mean()
+    slope = estimates @ centred / (centred @ centred)
+    return slope, estimates.mean(axis=1) - slope * truth.mean()
 
 
 def _rms(estimates: np.ndarray, truth: Iterable[float]) -> np.ndarray:
@@ -614,8 +660,9 @@ def _notes(config: ConfigDict, table, pictures, paths) -> list[str]:
             + ", ".join(f"{v:.0f} in {d} dimensions" for d, v in sums.items())
             + ". In 4 dimensions wkl is kl; from 17 on as well, as its equations have no solution."
         )
-        errors = ", ".join(f"{k} {np.mean(f['error']):.3f}" for k, f in pictures.items())
-        notes.append(f"Mean absolute error of the autoencoder's pictures: {errors}.")
+        errors = [f"{k} {np.mean(f['error']):.3f}" for k, f in pictures.items() if f["error"]]
+        if errors:
+            notes.append(f"Mean absolute error of the autoencoder's pictures: {', '.join(errors)}.")
     if paths:
         notes.append(
             "Paths are of training and test images together, codes by ranks; noise is relative. "

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
+#: From here on numbers are shown by their powers of ten.
+HUGE = 1e6
 Verdict = Literal["held", "not held", "inconclusive"]
 
 
@@ -195,7 +197,7 @@ class Report:
 
 def _cell(row: Row) -> str:
     size = abs(row.mean)
-    style = ".1e" if size >= 1e6 or 0 < size < 0.01 else ".1f" if size >= 10 else ".3f"
+    style = ".1e" if size >= HUGE or 0 < size < 0.01 else ".1f" if size >= 10 else ".3f"
     text = f"{row.mean:{style}}"
     if len(row.values) > 1:
         text += f" ± {row.spread:{style}}"
@@ -203,10 +205,9 @@ def _cell(row: Row) -> str:
 
 
 def _claim_cells(claim: Claim) -> list[str]:
-    interval = (
-        "" if claim.interval is None else f"{claim.interval[0]:.2f} to {claim.interval[1]:.2f}"
-    )
-    return [claim.claim, f"{claim.measured:.2f}", interval, claim.bound, claim.verdict]
+    numbers = (claim.measured, *(claim.interval or ()))
+    measured, *ends = (f"{v:{'.1e' if abs(v) >= HUGE else '.2f'}}" for v in numbers)
+    return [claim.claim, measured, " to ".join(ends), claim.bound, claim.verdict]
 
 
 def _facts(facts: dict[str, Any]) -> list[list[str]]:

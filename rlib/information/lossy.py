@@ -22,7 +22,7 @@ Deviations
 | codes | as they are | the same | as they are, or by ranks (`gaussianise`) |
 | noise | multiplicative, 1e-3 | the same | the same, or additive |
 | samples that coincide | not mentioned | -inf | ranks or `jitter`; without, an error |
-| PCA of layers | 4, fitted each epoch | the same | the same; fewer if a layer is narrower |
+| codes of layers | 4, by PCA at each epoch or learnt | the latter is broken | both, at most 4 |
 | null directions | not mentioned | singular | left out |
 | autoencoder's loss | L1 | L1, its log averaged with a wrong weight | L1 |
 | curves | smoothed | Savitzky-Golay, then Butterworth | raw |
@@ -52,9 +52,14 @@ _leaky_relu = functools.partial(jax.nn.leaky_relu, negative_slope=0.01)
 def component_correlation(mi: float | Array, pairs: int) -> Float[Array, ""]:
     """The correlation in each of `pairs` Gaussian pairs that hold `mi` nats together.
 
+    Raises:
+        ValueError: no pairs, or, outside of jit, less than 0 nats (NaN inside).
+
     >>> round(float(component_correlation(2.0, 2)), 5)
     0.92987
     """
+    if pairs < 1 or (not isinstance(mi, jax.core.Tracer) and np.any(np.asarray(mi) < 0)):
+        raise ValueError(f"{mi} nats in {pairs} pairs: at least 0 in at least 1 is needed")
     return jnp.sqrt(-jnp.expm1(-2 * jnp.asarray(mi) / pairs))
 
 
@@ -285,7 +290,8 @@ def fit_autoencoder(
 class NoisyClassifier(nnx.Module):
     """A classifier with noise at the input of every layer, in use as well as in training.
 
-    Convolutions 3x3, each halved by a maximum over 2x2, then affine layers; leaky ReLU (0.01).
+    Convolutions 3x3 without padding, each halved by a maximum over 2x2, then affine layers; leaky
+    ReLU (0.01).
 
     Args:
         shape: of an image, (height, width, channels).
@@ -315,9 +321,12 @@ class NoisyClassifier(nnx.Module):
     ):
         height, width, colours = shape
         every = (colours, *channels)
-        flat = (height >> len(channels)) * (width >> len(channels)) * every[-1]
-        if flat == 0:
-            raise ValueError(f"images of {height}x{width} cannot be halved {len(channels)} times")
+        for _ in channels:
+            height, width = (height - 2) // 2, (width - 2) // 2
+        if min(height, width) < 1:
+            small = f"{shape[0]}x{shape[1]}"
+            raise ValueError(f"images of {small} are too small for {len(channels)} convolutions")
+        flat = height * width * every[-1]
         conv = lambda m, n: nn.Conv(m, n, use_bias=True, rngs=rngs)
         self.convolutions = nnx.List(conv(m, n) for m, n in pairwise(every))
         sizes = pairwise((flat, *widths, classes))
@@ -336,7 +345,7 @@ class NoisyClassifier(nnx.Module):
             if training and self.dropout > 0:
                 kept = jax.random.bernoulli(drop, 1 - self.dropout, x.shape)
                 x = jnp.where(kept, x / (1 - self.dropout), 0)
-            x = _leaky_relu(nn.max_pool(conv(x)))
+            x = _leaky_relu(nn.max_pool(conv(x)[:, 1:-1, 1:-1]))
             layers.append(x)
         x = x.reshape(len(x), -1)
         for layer in self.affine:

@@ -69,6 +69,15 @@ def test_markdown_holds_tables_claims_figures_and_notes(report):
     assert "a \\| b" in text
 
 
+def test_numbers_of_any_size_are_short():
+    largest = float(np.finfo(np.float32).max)
+    claims = [judge("a", [-largest, 1.0], at_most=0), judge("b", [0.251], at_least=0)]
+    text = Report([Row("a", "x", "m", [largest])], claims).markdown()
+    assert "| a | 3.4e+38 |" in text
+    assert "| a | -1.7e+38 | -2.3e+39 to 2.0e+39 | <= 0 | inconclusive |" in text
+    assert "| b | 0.25 |  | >= 0 | inconclusive |" in text
+
+
 def test_it_is_shown_on_a_narrow_terminal(report):
     console = Console(file=io.StringIO(), width=60)
     report.show(console)
