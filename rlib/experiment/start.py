@@ -68,7 +68,7 @@ def _define_flags(name: str) -> flags.FlagValues:
     return values
 
 
-def start(main: FunctionType, *, memory_keys: Sequence[str] = ()) -> None:
+def start(main: FunctionType, *, memory_keys: Sequence[str] = (), cpu_devices: int = 1) -> None:
     """Run an experiment from the command line; the last line of its module.
 
     Exit status: 0 done, 1 failed, 2 a mistake in the command, 130 / 143 stopped by Ctrl-C /
@@ -77,6 +77,8 @@ def start(main: FunctionType, *, memory_keys: Sequence[str] = ()) -> None:
     Args:
         main: `main(config, run) -> Report`.
         memory_keys: configuration keys to lower when memory runs out, best first.
+        cpu_devices: into how many a CPU is split where the mesh takes all there are (-1). More
+            than 1 for programs of many small operations, which leave cores idle.
     """
     spec = sys.modules["__main__"].__spec__
     name = spec.name.rsplit(".", 1)[-1] if spec is not None else Path(sys.argv[0]).stem
@@ -84,7 +86,7 @@ def start(main: FunctionType, *, memory_keys: Sequence[str] = ()) -> None:
     here = Path(inspect.getsourcefile(main) or "").resolve()
     if spec is not None and spec.name.startswith("experiments.") and folder not in here.parents:
         sys.exit(_shadowed(name, here, folder))
-    status = run_guarded(main, name, sys.argv[1:], memory_keys)
+    status = run_guarded(main, name, sys.argv[1:], memory_keys, cpu_devices)
     sys.stdout.flush()
     if status and jax.distributed.is_initialized():
         os._exit(status)  # the others would wait for us in a barrier
@@ -97,7 +99,13 @@ def _shadowed(name: str, here: Path, folder: Path) -> int:
     return 2
 
 
-def run_guarded(main: FunctionType, name: str, argv: list[str], memory_keys: Sequence[str]) -> int:
+def run_guarded(
+    main: FunctionType,
+    name: str,
+    argv: list[str],
+    memory_keys: Sequence[str],
+    cpu_devices: int = 1,
+) -> int:
     """Run, and turn every way to fail into one line and an exit status."""
     errors = Console(stderr=True, soft_wrap=True)
     resume = workdir = ""
@@ -116,7 +124,7 @@ def run_guarded(main: FunctionType, name: str, argv: list[str], memory_keys: Seq
         console = Console(soft_wrap=True)
         if not console.is_terminal:
             console.width = 120
-        _start_devices(config, values)
+        _start_devices(config, values, cpu_devices)
         workdir = values["workdir"] or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
         resume = _command(name, values, overrides, workdir)
         run = Run(
@@ -207,11 +215,11 @@ def _help(main: FunctionType, name: str) -> str:
     return doc + "\n" + _HELP.format(name=name, presets=presets, flags=lines, key=key, value=value)
 
 
-def _start_devices(config: ConfigDict, values: dict[str, Any]) -> None:
+def _start_devices(config: ConfigDict, values: dict[str, Any], cpu_devices: int) -> None:
     """Join the other processes; on a CPU, start as many devices as the mesh names."""
     needed = 1
     for size in config.mesh.values():
-        needed *= max(size, 1)
+        needed *= cpu_devices if size == -1 else size
     processes = values["processes"] or 1
     if needed > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(1, needed // processes))

@@ -74,7 +74,9 @@ def _iterate(p_xy: Array, beta: Array, p_t_x: Array, iterations: int) -> IBState
 
     def step(p_t_x: Array, _: None) -> tuple[Array, Array]:
         p_t, p_y_t = _marginals(p_t_x, p_x, p_y_x)
-        log_weights = jnp.log(p_t) - beta * _kl(p_y_x, p_y_t)
+        # Every t may lack a y that the row of such an input has.
+        kl = jnp.where(p_x[:, None] > 0, _kl(p_y_x, p_y_t), 0.0)
+        log_weights = jnp.log(p_t) - beta * kl
         p_t_x = jax.nn.softmax(log_weights, axis=1)
         ixt, ity = _informations(p_t_x, *_marginals(p_t_x, p_x, p_y_x), p_x, p_y_x)
         return p_t_x, ixt - beta * ity
@@ -106,15 +108,17 @@ def information_bottleneck(
 
     Args:
         p_xy: joint distribution (x, y), normalised here.
-        beta: weight of I(T;Y), above 0; up to 1 the minimum is the trivial encoder.
+        beta: weight of I(T;Y), above 0 and finite; up to 1 the minimum is the trivial encoder.
         num_t: values of T; two or more for each value of Y avoid poor local minima.
 
     >>> state = information_bottleneck(jnp.eye(2) / 2, 20.0, 4, jax.random.key(0))
     >>> round(float(state.ixt), 3), round(float(state.ity), 3)
     (1.0, 1.0)
     """
-    if not beta > 0:
-        raise ValueError(f"beta={beta}: above 0")
+    if not 0 < beta < np.inf:
+        raise ValueError(f"beta={beta}: above 0 and finite")
+    if num_t < 1:
+        raise ValueError(f"num_t={num_t}: at least one value of T")
     joint = _checked(p_xy)
     # Uniform among distributions, each row by itself.
     start = jax.random.exponential(key, (joint.shape[0], num_t), joint.dtype)
@@ -132,32 +136,32 @@ def information_bound(
 
     Args:
         p_xy: joint distribution (x, y); merge inputs of equal p(y|x) first.
-        betas: above 0, in any order; a dense grid follows the bound better.
+        betas: above 0 and finite, in any order; a dense grid follows the bound better.
 
     >>> bound = information_bound(jnp.eye(2) / 2, [0.5, 20.0])
     >>> bound.round(3).tolist()
     [[0.0, 0.0], [1.0, 1.0]]
     """
     joint, grid = _checked(p_xy), np.asarray(betas, np.float64)
-    if grid.size == 0 or not (grid > 0).all():
-        raise ValueError("betas: at least one, all above 0")
+    if grid.ndim != 1 or grid.size == 0 or not ((grid > 0) & (grid < np.inf)).all():
+        raise ValueError("betas: a list of at least one, all above 0 and finite")
     order = np.argsort(-grid)
+    found = np.empty((len(grid), 2))
+    found[order] = _follow(joint, jnp.asarray(grid[order], joint.dtype), iterations=iterations)
+    return found
 
-    @jax.jit
-    def follow(start: Array, ordered: Array) -> Array:
-        def one(p_t_x: Array, beta: Array) -> tuple[Array, Array]:
-            state = _iterate(joint, beta, p_t_x, iterations=iterations)
-            # Encoders that died out at one beta must be able to move at the next.
-            mixed = 0.999 * state.p_t_x + 0.001 / state.p_t_x.shape[1]
-            return mixed, jnp.stack([state.ixt, state.ity])
 
-        return lax.scan(one, start, ordered)[1]
+@functools.partial(jax.jit, static_argnames="iterations")
+def _follow(joint: Array, ordered: Array, iterations: int) -> Array:
+    def one(p_t_x: Array, beta: Array) -> tuple[Array, Array]:
+        state = _iterate(joint, beta, p_t_x, iterations=iterations)
+        # Encoders that died out at one beta must be able to move at the next.
+        mixed = 0.999 * state.p_t_x + 0.001 / state.p_t_x.shape[1]
+        return mixed, jnp.stack([state.ixt, state.ity])
 
     n = joint.shape[0]
     start = 0.9 * jnp.eye(n, dtype=joint.dtype) + 0.1 / n
-    found = np.empty((len(grid), 2))
-    found[order] = follow(start, jnp.asarray(grid[order], joint.dtype))
-    return found
+    return lax.scan(one, start, ordered)[1]
 
 
 class LayerFit(NamedTuple):
@@ -203,6 +207,8 @@ def layer_beta(
         raise ValueError(f"one p(y|x) a row: cells {np.shape(cells)}, p_y_x {given.shape}")
     if not np.isfinite(given).all() or (given < 0).any():
         raise ValueError("p(y|x) needs finite probabilities that are not negative")
+    if not np.allclose(given.sum(axis=1), 1, atol=1e-5):
+        raise ValueError("p(y|x): every row sums to 1")
     n = len(cells)
     _, t, counts = np.unique(cells, return_inverse=True, return_counts=True)
     levels, level, members = np.unique(given, axis=0, return_inverse=True, return_counts=True)

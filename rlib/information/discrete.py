@@ -6,8 +6,8 @@ with distinct inputs I(X;T) = H(T): it says how many cells are occupied, no more
 follow (a fixed range, a unit's own) therefore decides what one sees, and is an argument here.
 
 Counting: rows become 32-bit hashes, one integer sort counts the cells of T and of (T, Y) at once.
-Two different cells of 4096 rows share a hash with probability 0.4 % (two classes); that moves an
-entropy by at most 2 / 4096 bit.
+Among 4096 cells of one row each some two share a hash with probability 0.4 % (two classes), which
+moves an entropy by 2 / 4096 bit; K cells of any size lose less than K / 2^31 bit on average.
 """
 
 import math
@@ -32,7 +32,7 @@ def bin_codes(
     """The bin, 0 to num_bins - 1, of each output among equal bins of [low, high].
 
     Outputs beyond the range fall into the nearest bin, NaN into a bin of its own (-1). An empty
-    range (low = high, for example of a constant unit) is a single bin.
+    range (low = high, for example of a constant unit, or low above high) is a single bin.
 
     Args:
         num_bins: number of bins.

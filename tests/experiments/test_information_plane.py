@@ -10,8 +10,6 @@ from rlib.experiment.config import load
 from rlib.experiment.environment import CHECKOUT
 from rlib.experiment.start import run_guarded
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
@@ -68,7 +66,7 @@ def test_the_distance_to_the_bound_is_read_along_it():
 def test_presets_load(preset):
     config, *_ = load(f"configs/information_plane.py:{preset}", [], CHECKOUT)
     seeds = {arm: config.arms[arm].seeds for arm in config.arms}
-    assert all(information_plane._costs(config, list(config.arms), seeds).values())
+    assert all(information_plane._costs(config, list(config.arms), seeds, 50).values())
 
 
 @pytest.mark.parametrize("wrong", ["batch=9999", "activation=gelu"])

@@ -10,8 +10,6 @@ import pytest
 
 from rlib import information, parallel
 
-pytestmark = pytest.mark.slow
-
 SMALL = information.PlaneTraining(hidden=(4, 3), bits=5, batch=8, learning_rate=0.01)
 LABELS = (information.patterns(5).sum(axis=1) > 2).astype(np.int32)
 EPOCHS = [0, 1, 4]
