@@ -84,4 +84,12 @@ METHODS = (
         claim="what representation and parameters keep of the data orders the generalisation gap",
         duration="about 6 min on two CPU cores",
     ),
+    Method(
+        name="cooldown",
+        title="Cooldown",
+        arxiv="2410.04579",
+        code="rlib/data/mixture.py",
+        claim="rare domains over-sampled at first and then left at their share",
+        duration="8 min on two CPU cores",
+    ),
 )

@@ -14,6 +14,7 @@ from rlib.data.mixture import (
     mixture,
     scalarization_weights,
     temperature_probs,
+    unimax_sizes,
     variance_ratio,
 )
 from rlib.data.registry import DataUnavailable, Info, info, names
@@ -37,5 +38,6 @@ __all__ = [
     "scalarization_weights",
     "stream",
     "temperature_probs",
+    "unimax_sizes",
     "variance_ratio",
 ]

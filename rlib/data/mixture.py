@@ -97,6 +97,30 @@ def cooldown(switch: int, hi: float = 5.0, lo: float = 1.0) -> Callable[[int], f
     return lambda step: hi if step < switch else lo
 
 
+def unimax_sizes(sizes: ArrayLike, budget: float, epochs: float) -> np.ndarray:
+    """Draws of each domain, float64 (K,), as even as possible with at most `epochs` of any.
+
+    The baseline of Chung et al., UniMax, arXiv 2304.09151: from the smallest domain to the largest
+    each gets an even share of what is left of the budget, or `epochs` times its size. Give the
+    result to `mixture(sizes=...)` with temperature 1.
+
+    Args:
+      sizes: (K,) n_i, in examples.
+      budget: examples in the whole training.
+      epochs: how often an example may be seen, on average.
+
+    >>> unimax_sizes([900, 100, 10], 600, 4.0)
+    array([280., 280.,  40.])
+    """
+    n = np.asarray(sizes, np.float64)
+    temperature_probs(n, 1.0)  # checks them
+    draws, left = np.empty_like(n), float(budget)
+    for rank, i in enumerate(np.argsort(n)):
+        draws[i] = min(left / (len(n) - rank), epochs * n[i])
+        left -= draws[i]
+    return draws
+
+
 def mixture(
     names: Sequence[str],
     split: str = "train",

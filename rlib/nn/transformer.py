@@ -69,8 +69,15 @@ def rotary(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def next_token_loss(logits: Float[Array, "*b t v"], tokens: Int[Array, "*b t"]) -> Float[Array, ""]:
+def next_token_loss(
+    logits: Float[Array, "*b t v"],
+    tokens: Int[Array, "*b t"],
+    weights: Float[Array, "*b"] | None = None,
+) -> Float[Array, ""]:
     """-log p(tokens[i + 1] | logits[i]) in nats, averaged over T - 1 positions and the batch.
+
+    `weights` multiply the sequences' losses; the sum is divided by the number of sequences, not by
+    their weights, so that weights for sampling leave the mean gradient as it is.
 
     >>> round(float(next_token_loss(jnp.zeros((2, 8, 256)), jnp.zeros((2, 8), jnp.uint8))), 4)
     5.5452
@@ -79,7 +86,7 @@ def next_token_loss(logits: Float[Array, "*b t v"], tokens: Int[Array, "*b t"]) 
         raise ValueError(f"tokens {tokens.shape}: there is no next token in sequences of one")
     targets = tokens[..., 1:].astype(jnp.int32)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits[..., :-1, :], targets)
-    return jnp.mean(nats)
+    return jnp.mean(nats if weights is None else nats * weights[..., None])
 
 
 class TransformerLayer(nnx.Module):
