@@ -6,7 +6,8 @@ I(phi; S), and claims that this sum correlates with the gap better than either t
 than the number of parameters. Tested on a population of stochastic networks on blobs, over widths,
 depths, weight decays, data draws and initialisations, trained plainly or with a constraint on
 I(X; Z) by dual ascent. Correlations are ranks within a data draw, since every draw is another
-problem; data draws are what intervals are over.
+problem; data draws are what intervals are over. The paper's networks are of one depth, and claims
+are about these; networks of all depths together are judged beside them.
 """
 
 import functools
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from sklearn.datasets import make_blobs
@@ -41,6 +43,13 @@ SERIES = ("plain", "constrained")
 REPRESENTATION = "I(X;Z|Y), mc"
 PARAMETERS = "I(phi;S), jensen"
 SUM = "sum"
+SUMS = {  # of which two, and whether the second is scaled to the mean of the first
+    SUM: (REPRESENTATION, PARAMETERS, True),
+    "sum, clamp 1e-30": (REPRESENTATION, "I(phi;S), jensen, clamp 1e-30", True),
+    "sum, not scaled": (REPRESENTATION, PARAMETERS, False),
+    "sum of jensen": ("I(X;Z|Y), jensen", PARAMETERS, True),
+}
+ALL = "all depths"
 TERMS = {"I(X;Z|Y)": REPRESENTATION, "I(phi;S)": PARAMETERS}
 OTHERS = {"the weight norm": "weight norm", "the parameter count": "parameter count"}
 Values = dict[str, Any]
@@ -66,11 +75,14 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
             fit = functools.partial(_fit, config, run, series, *size, draws)
             parts.append(run.cached(units[series, size], fit))
         pools[series] = _pool(config, parts)
-    found = {series: _correlations(config, pool) for series, pool in pools.items()}
+    found = {
+        series: {name: _correlations(config, _part(pool, name)) for name in _populations(config)}
+        for series, pool in pools.items()
+    }
     _draw_correlations(run, found)
     _draw_models(run, config, pools)
-    rows = [*_correlation_rows(found), *_mean_rows(config, pools)]
-    return Report(rows, _claims(found), _notes(config, pools))
+    rows = [*_correlation_rows(config, found), *_mean_rows(config, pools)]
+    return Report(rows, _claims(config, found), _notes(config, pools))
 
 
 # The population
@@ -93,20 +105,22 @@ def _network_sizes(config: ConfigDict, width: int, layers: int) -> tuple[int, ..
 
 
 def _network(sizes, key):
-    """Initial parameters, and what makes a network of parameters."""
+    """Initial parameters, two vectors (fewer arrays compile sooner), and the network of such."""
     network = information.StochasticClassifier(sizes, rngs=nnx.Rngs(key))
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
-    return params, lambda params: nnx.merge(graphdef, params, rest)
+    vectors, shaped = {}, {}
+    for name in params:
+        vectors[name], shaped[name] = ravel_pytree(params[name])
+
+    def network_of(vectors):
+        return nnx.merge(graphdef, nnx.State({k: shaped[k](v) for k, v in vectors.items()}), rest)
+
+    return vectors, network_of
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def _train(config: ConfigDict, constrained: bool, sizes, key, decay, examples):
+def _train(config: ConfigDict, constrained: bool, network_of, params, key, decay, examples):
     """Trained parameters, SWAG's state and the last multiplier."""
     x, labels = examples
-    params, network_of = _network(sizes, key)
     tx = optax.chain(
         optax.add_decayed_weights(decay),
         optax.sgd(config.learning_rate, config.momentum),
@@ -117,7 +131,7 @@ def _train(config: ConfigDict, constrained: bool, sizes, key, decay, examples):
         network = network_of(params)
         mean, sd = network.encoder(x)
         z = mean + sd * jax.random.normal(key, mean.shape)
-        value = _cross_entropy(network.head(z), labels)
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(network.head(z), labels))
         if not constrained:
             return value, jnp.zeros(())
         lacking = config.target - information.gaussian_information(z, mean, sd)
@@ -136,39 +150,31 @@ def _train(config: ConfigDict, constrained: bool, sizes, key, decay, examples):
     return params, state[-1], multiplier
 
 
-def _measure(config: ConfigDict, sizes, params, key, examples) -> Values:
+def _measure(config: ConfigDict, network_of, params, key, examples) -> Values:
     """Losses, accuracy and information of one network; nats."""
     train, test, fresh = examples
-    network = _network(sizes, key)[1](params)
+    network = network_of(params)
     key_loss, key_information = jax.random.split(jax.random.fold_in(key, 2))
-
-    def losses(examples):
-        keys = jax.random.split(key_loss, config.noise_draws)
-        logits = jax.vmap(lambda k: network(examples[0], k))(keys)
-        each = jax.vmap(lambda one: _cross_entropy(one, examples[1]))(logits)
-        guess = jnp.argmax(jnp.mean(jax.nn.softmax(logits), axis=0), axis=-1)
-        return jnp.mean(each), jnp.mean(guess == examples[1])
-
+    x, labels = (jnp.concatenate(both) for both in zip(train, test, strict=True))
+    keys = jax.random.split(key_loss, config.noise_draws)
+    logits = jax.vmap(lambda k: network(x, k))(keys)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, labels[None])
+    is_right = jnp.argmax(jnp.mean(jax.nn.softmax(logits), axis=0), axis=-1) == labels
+    loss, test_loss = jnp.mean(each[:, : len(train[0])]), jnp.mean(each[:, len(train[0]) :])
     mean, sd = network.encoder(fresh[0])
-
-    def informations(key):
-        z = mean + sd * jax.random.normal(key, mean.shape)
-        return {
-            f"{name}, {estimator}": information.gaussian_information(
-                z, mean, sd, labels, estimator=estimator
-            )
-            for name, labels in (("I(X;Z|Y)", fresh[1]), ("I(X;Z)", None))
-            for estimator in ("mc", "jensen")
-        }
-
-    keys = jax.random.split(key_information, config.information_draws)
-    kept = jax.tree.map(jnp.mean, jax.lax.map(informations, keys))
-    (loss, accuracy), (test_loss, _) = losses(train), losses(test)
+    z = mean + sd * jax.random.normal(key_information, mean.shape)
+    kept = {
+        f"{name}, {estimator}": information.gaussian_information(
+            z, mean, sd, given, estimator=estimator
+        )
+        for name, given in (("I(X;Z|Y)", fresh[1]), ("I(X;Z)", None))
+        for estimator in ("mc", "jensen")
+    }
     return {
         **kept,
         "gap": test_loss - loss,
         "training loss": loss,
-        "training accuracy": accuracy,
+        "training accuracy": jnp.mean(is_right[: len(train[0])]),
         "weight norm": optax.tree.norm(params),
         "mean of Z": mean,
     }
@@ -184,17 +190,23 @@ def _fit(config: ConfigDict, run: Run, series: str, width: int, layers: int, dra
     rows = np.arange(-(-count // parts) * parts) % count  # as many networks as the mesh divides
     blobs = [_blobs(config.blobs, i) for i in range(draws)]
     examples = jax.tree.map(lambda *x: np.stack(x)[draw[rows]], *blobs)
-    keys = [jax.random.key_data(named_key(i, "network")) for i in range(config.initialisations)]
+    keys = [named_key(i, "network") for i in range(config.initialisations)]
+    networks = [_network(sizes, key) for key in keys]
+    network_of = networks[0][1]
+    of_network = lambda *x: np.stack(x)[seed[rows]]
+    params = jax.tree.map(of_network, *[params for params, _ in networks])
+    key_data = of_network(*map(jax.random.key_data, keys))
     decays = np.asarray(config.decays, np.float32)[decay[rows]]
-    batch = (np.stack(keys)[seed[rows]], decays, examples)
+    batch = (params, key_data, decays, examples)
 
-    def local(keys, decays, examples):
-        keys = jax.random.wrap_key_data(keys)
-        train = functools.partial(_train, config, series == "constrained", sizes)
-        params, state, multiplier = jax.vmap(train)(keys, decays, examples[0])
-        measure = lambda part: _measure(config, sizes, *part)
+    def local(params, key_data, decays, examples):
+        keys = jax.random.wrap_key_data(key_data)
+        train = functools.partial(_train, config, series == "constrained", network_of)
+        params, state, multiplier = jax.vmap(train)(params, keys, decays, examples[0])
+        measure = lambda part: _measure(config, network_of, *part)
         measured = jax.lax.map(measure, (params, keys, examples))  # pairs of one network at a time
-        return measured | {"multiplier": multiplier}, _encoder_only(state)
+        posterior = optim.swag_restrict(state, lambda tree: tree["encoder"])
+        return measured | {"multiplier": multiplier}, posterior
 
     split = parallel.batch_spec(mesh)
     together = jax.jit(  # networks know nothing of each other: no collectives, nothing to check
@@ -213,71 +225,71 @@ def _fit(config: ConfigDict, run: Run, series: str, width: int, layers: int, dra
         ]
         values[name] = np.reshape(each, shape)
     values |= _parameter_informations(config, posteriors, shape)
-    weights = jax.eval_shape(lambda: _network(sizes, jax.random.key(0))[0])
-    values["parameter count"] = np.full(shape, sum(x.size for x in jax.tree.leaves(weights)), float)
+    weights = sum(x.size for x in networks[0][0].values())
+    values["parameter count"] = np.full(shape, weights, float)
     indices = {"draw": draw, "initialisation": seed, "decay": decay}
     values |= {name: index.reshape(shape) for name, index in indices.items()}
     values |= {"width": np.full(shape, width), "layers": np.full(shape, layers)}
     return values
 
 
-def _encoder_only(state: optim.SwagState) -> optim.SwagState:
-    return optim.swag_restrict(state, lambda tree: tree["encoder"])
-
-
 def _parameter_informations(config: ConfigDict, posteriors: Any, shape: tuple[int, ...]) -> Values:
     """I(phi; S) of the draws' posteriors together: one value for all draws of a setting."""
     draws, *settings = shape
-    stack = lambda x: jnp.swapaxes(x.reshape(draws, -1, *x.shape[1:]), 0, 1)
+    stack = lambda x: np.swapaxes(np.asarray(x).reshape(draws, -1, *x.shape[1:]), 0, 1)
     stacked = jax.tree.map(stack, posteriors)
+    floor = 2 * config.swag.floor  # the diagonal part is half of the variance
     kinds = {
-        PARAMETERS: {"estimator": "jensen"},
-        "I(phi;S), jensen, no frozen": {
-            "estimator": "jensen",
-            "floor": 2 * config.swag.least_sd**2,  # the diagonal part is half of it
-        },
-        "I(phi;S), mc": {"estimator": "mc"},
+        PARAMETERS: ("jensen", floor),
+        "I(phi;S), jensen, clamp 1e-30": ("jensen", 1e-30),
+        "I(phi;S), mc": ("mc", floor),
     }
+    values = {}
+    for name, (estimator, floor) in kinds.items():
+        found = _of_settings(stacked, floor, estimator, config.swag.draws)
+        values[name] = np.broadcast_to(np.asarray(found).reshape(1, *settings), shape)
+    return values
 
-    @jax.jit
-    def all_kinds(stacked):
-        def one(posterior):
-            key = named_key(0, "posterior")
-            return {
-                name: information.parameter_information(
-                    posterior, key, draws=config.swag.draws, **kind
-                )
-                for name, kind in kinds.items()
-            }
 
-        return jax.lax.map(one, stacked)
-
-    found = all_kinds(stacked)
-    return {
-        name: np.broadcast_to(np.asarray(value).reshape(1, *settings), shape)
-        for name, value in found.items()
-    }
+@functools.partial(jax.jit, static_argnames=("estimator", "draws"))
+def _of_settings(stacked: Any, floor: float, estimator: Any, draws: int) -> jax.Array:
+    one = lambda posterior: information.parameter_information(
+        posterior, named_key(0, "posterior"), estimator=estimator, draws=draws, floor=floor
+    )
+    return jax.lax.map(one, stacked)
 
 
 def _pool(config: ConfigDict, parts: list[Values]) -> Values:
-    """All networks of a series, one after another, sums added; `kept` says which are compared."""
+    """All networks of a series, one after another; `kept` says which are compared."""
     pool = {name: np.concatenate([np.ravel(part[name]) for part in parts]) for name in parts[0]}
     sound = np.all([np.isfinite(value) for value in pool.values()], axis=0)
     pool["kept"] = sound & (pool["training accuracy"] >= config.least_accuracy)
-    add = lambda a, b, scaled: _sum_over(pool["kept"], pool[a], pool[b], scaled)
-    pool[SUM] = add(REPRESENTATION, PARAMETERS, True)
-    pool["sum, no frozen"] = add(REPRESENTATION, "I(phi;S), jensen, no frozen", True)
-    pool["sum, not scaled"] = add(REPRESENTATION, PARAMETERS, False)
-    pool["sum of jensen"] = add("I(X;Z|Y), jensen", PARAMETERS, True)
     return pool
 
 
-def _sum_over(kept: np.ndarray, a: np.ndarray, b: np.ndarray, scaled: bool) -> np.ndarray:
-    """The combined score of those that are compared; NaN for the others."""
-    made = np.full(a.shape, np.nan)
-    if kept.any():
-        made[kept] = information.combined_score(a[kept], b[kept], scaled=scaled)
-    return made
+def _published(config: ConfigDict) -> str:
+    """The population that claims are about: the last number of layers."""
+    return f"{config.layers[-1]} layers"
+
+
+def _populations(config: ConfigDict) -> list[str]:
+    """Networks of each depth, and all of them."""
+    depths = [f"{layers} layers" for layers in config.layers]
+    return [*depths, ALL] if len(depths) > 1 else depths
+
+
+def _part(pool: Values, population: str) -> Values:
+    """The networks of a population that are compared, with the sums of their two terms."""
+    chosen = pool["kept"]
+    if population != ALL:
+        chosen = chosen & (pool["layers"] == int(population.split()[0]))
+    part = {name: value[chosen] for name, value in pool.items()}
+    score = information.combined_score
+    sums = {
+        name: score(part[a], part[b], scaled=scaled) if chosen.any() else part[a]
+        for name, (a, b, scaled) in SUMS.items()
+    }
+    return part | sums
 
 
 # Correlations
@@ -290,64 +302,66 @@ MEASURES = (
     "I(X;Z), jensen",
     "I(X;Z), binned",
     PARAMETERS,
-    "I(phi;S), jensen, no frozen",
+    "I(phi;S), jensen, clamp 1e-30",
     "I(phi;S), mc",
-    SUM,
-    "sum, no frozen",
-    "sum, not scaled",
-    "sum of jensen",
+    *SUMS,
     "weight norm",
     "parameter count",
 )
 
 
-def _correlations(config: ConfigDict, pool: Values) -> Values:
+def _correlations(config: ConfigDict, part: Values) -> Values:
     """Measure -> correlations with the gap: one a draw, pooled, within decays, and an interval."""
-    kept = pool["kept"]
-    draws = [d for d in np.unique(pool["draw"]) if np.sum(kept & (pool["draw"] == d)) >= 3]
-    kept = kept & np.isin(pool["draw"], draws)
+    draws = [d for d in np.unique(part["draw"]) if np.sum(part["draw"] == d) >= 3]
     if not draws:
         return {}
-    gap, draw = pool["gap"][kept], pool["draw"][kept]
-    arm = draw * len(config.decays) + pool["decay"][kept]
+    kept = np.isin(part["draw"], draws)
+    gap, draw = part["gap"][kept], part["draw"][kept]
+    arm = draw * len(config.decays) + part["decay"][kept]
+    first = draw < config.published_draws
+    correlate = information.generalization_correlation
     found = {}
     for measure in MEASURES:
-        score = pool[measure][kept]
-        pooled = information.generalization_correlation(gap, score, draw)
+        score = part[measure][kept]
         of_draw = lambda groups, score=score: [
-            information.generalization_correlation(
-                gap[draw == d], score[draw == d], groups[draw == d]
-            ).spearman
-            for d in draws
+            correlate(gap[draw == d], score[draw == d], groups[draw == d]).spearman for d in draws
         ]
-        interval = information.correlation_interval(gap, score, draw, resamples=config.resamples)
         found[measure] = {
             "single": of_draw(draw),
             "within decays": of_draw(arm),
-            "pooled": pooled._asdict(),
-            "interval": interval,
-            "draws ignored": information.generalization_correlation(gap, score).spearman,
+            "pooled": correlate(gap, score, draw)._asdict(),
+            "interval": information.correlation_interval(
+                gap, score, draw, resamples=config.resamples
+            ),
+            "draws ignored": correlate(gap, score).spearman,
         }
+        if first.any():
+            few = correlate(gap[first], score[first], draw[first])
+            found[measure]["first"] = few.spearman
     return found
 
 
 # The report
 
 
-def _correlation_rows(found: dict[str, Values]) -> list[Row]:
+def _correlation_rows(config: ConfigDict, found: dict[str, Values]) -> list[Row]:
     rows = []
-    for series, measures in found.items():
+    first = f"first {config.published_draws} draws"
+    for series, populations in found.items():
         title = f"Correlation with the gap within data draws, {series}"
-        for measure, c in measures.items():
-            columns = {
-                "Spearman, by draw": c["single"],
-                "Spearman, pooled": [c["pooled"]["spearman"]],
-                "Pearson, pooled": [c["pooled"]["pearson"]],
-                "Kendall, pooled": [c["pooled"]["kendall"]],
-                "Spearman within decays, by draw": c["within decays"],
-                "Spearman, draws ignored": [c["draws ignored"]],
-            }
-            rows += [Row(measure, column, title, values) for column, values in columns.items()]
+        for population, measures in populations.items():
+            for measure, c in measures.items():
+                columns = {f"{population}: Spearman, by draw": c["single"]}
+                if population == _published(config):
+                    columns |= {
+                        "pooled": [c["pooled"]["spearman"]],
+                        "Pearson, pooled": [c["pooled"]["pearson"]],
+                        "Kendall, pooled": [c["pooled"]["kendall"]],
+                        "within decays, by draw": c["within decays"],
+                        "draws ignored": [c["draws ignored"]],
+                    }
+                    columns |= {f"{first}, pooled": [c["first"]]} if "first" in c else {}
+                rows += [Row(measure, column, title, values) for column, values in columns.items()]
     return rows
 
 
@@ -359,7 +373,7 @@ def _mean_rows(config: ConfigDict, pools: dict[str, Values]) -> list[Row]:
         "layers": [(f"{layers} layers", layers) for layers in config.layers],
     }
     shown = ("gap", "training loss", REPRESENTATION, "I(X;Z), mc", PARAMETERS,
-             "I(phi;S), jensen, no frozen", "weight norm")  # fmt: skip
+             "I(phi;S), jensen, clamp 1e-30", "weight norm")  # fmt: skip
     rows = []
     for series, pool in pools.items():
         for arm, settings in arms.items():
@@ -375,21 +389,27 @@ def _mean_rows(config: ConfigDict, pools: dict[str, Values]) -> list[Row]:
     return rows
 
 
-def _claims(found: dict[str, Values]) -> list[Claim]:
+def _claims(config: ConfigDict, found: dict[str, Values]) -> list[Claim]:
     claims = []
-    for series, measures in found.items():
-        if not measures:
-            continue
-        single = {name: np.asarray(c["single"]) for name, c in measures.items()}
-        for name, measure in {**TERMS, "the sum": SUM}.items():
-            sentence = f"{series}: {name} orders networks as the gap does (Spearman in a draw)"
-            claims.append(judge(sentence, list(single[measure]), at_least=0))
-        for name, measure in {**TERMS, **OTHERS}.items():
-            sentence = f"{series}: the sum does so better than {name} (difference)"
-            claims.append(judge(sentence, list(single[SUM] - single[measure]), at_least=0))
-        for name, measure in {"I(X;Z|Y)": REPRESENTATION, "the sum": SUM}.items():
-            sentence = f"{series}: {name} orders networks of one weight decay, too"
-            claims.append(judge(sentence, measures[measure]["within decays"], at_least=0))
+    published, terms = _published(config), {**TERMS, "the sum": SUM}
+    for series, populations in found.items():
+        for population in dict.fromkeys((published, *_populations(config)[-1:])):
+            measures = populations[population]
+            if not measures:
+                continue
+            where = f"{series}, {population}"
+            single = {name: np.asarray(c["single"]) for name, c in measures.items()}
+            for name, measure in terms.items():
+                sentence = f"{where}: {name} orders networks as the gap does (Spearman in a draw)"
+                claims.append(judge(sentence, list(single[measure]), at_least=0))
+            for name, measure in {**TERMS, **OTHERS}.items():
+                sentence = f"{where}: the sum does so better than {name} (difference)"
+                claims.append(judge(sentence, list(single[SUM] - single[measure]), at_least=0))
+            if population != published:
+                continue
+            for name, measure in terms.items():
+                sentence = f"{where}: {name} orders networks of one weight decay, too"
+                claims.append(judge(sentence, measures[measure]["within decays"], at_least=0))
     return claims
 
 
@@ -408,14 +428,25 @@ def _notes(config: ConfigDict, pools: dict[str, Values]) -> list[str]:
             f"log {len(draws)} = {np.log(len(draws)):.4f} for I(phi;S): at a limit it tells no "
             "networks apart.",
         ]
+        if series == "constrained":
+            negative = np.mean(pool["multiplier"][kept] < 0)
+            notes.append(
+                f"{series}: I(X;Z) on training examples is pulled to {config.target:g} nats from "
+                "either side, as in the official code: a multiplier below 0, as that of "
+                f"{negative:.0%} is in the end, punishes information."
+            )
     notes.append(
         "I(phi;S), and with it the sum, is one value for all data draws of a setting: data draws "
         "are not quite independent replicates of it."
     )
     notes.append(
-        "Weights of dead units that nothing decays never move: their SWAG variance is the floor, "
-        "1e-30 as published, and they decide I(phi;S) by jensen. 'No frozen' raises the floor to "
-        f"a standard deviation of {config.swag.least_sd:g}."
+        "SWAG clamps variances at 1e-30, and weights of dead units that nothing decays never move: "
+        "by the clamp alone they decide I(phi;S). The official code's densities add 1e-6 to every "
+        f"variance; here it is at least {config.swag.floor:g}, but for the rows called clamp 1e-30."
+    )
+    notes.append(
+        f"Claims are about networks of {config.layers[-1]} layers, as published. Depth moves the "
+        "information and the gap by itself: with all depths together ranks compare depths, too."
     )
     return notes
 
@@ -425,51 +456,55 @@ def _notes(config: ConfigDict, pools: dict[str, Values]) -> list[str]:
 
 @styled
 def _draw_correlations(run: Run, found: dict[str, Values]) -> None:
-    found = {series: measures for series, measures in found.items() if measures}
-    if not found:
+    shown = {
+        population: {series: of[population] for series, of in found.items() if of[population]}
+        for population in next(iter(found.values()))
+    }
+    shown = {population: series for population, series in shown.items() if series}
+    if not shown:
         return
-    figure, axes = panels(1, 1, size=(6.2, 4.6))
-    ax = axes[0, 0]
+    figure, axes = panels(1, len(shown), size=(3.2, 4.6))
     place = np.arange(len(MEASURES))[::-1]
     arrays = {}
-    for i, (series, measures) in enumerate(found.items()):
-        middle = np.array([measures[m]["pooled"]["spearman"] for m in MEASURES])
-        low, high = np.array([measures[m]["interval"] for m in MEASURES]).T
-        shift = 0.16 - 0.32 * i if len(found) > 1 else 0.0
-        ax.hlines(place + shift, low, high, color=COLOURS[i])
-        ax.plot(middle, place + shift, "o", color=COLOURS[i], markersize=4, label=series)
-        arrays |= {f"{series} middle": middle, f"{series} low": low, f"{series} high": high}
-    ax.axvline(0, color="#999999", linewidth=0.8, zorder=0)
-    ax.set_yticks(place, MEASURES)
-    ax.set(xlabel="Spearman with the gap within data draws, 95 % bootstrap interval")
-    legend(figure, ax)
+    for ax, (population, of) in zip(axes[0], shown.items(), strict=True):
+        for i, (series, measures) in enumerate(of.items()):
+            middle = np.array([measures[m]["pooled"]["spearman"] for m in MEASURES])
+            low, high = np.array([measures[m]["interval"] for m in MEASURES]).T
+            shift = 0.16 - 0.32 * i if len(of) > 1 else 0.0
+            ax.hlines(place + shift, low, high, color=COLOURS[i])
+            ax.plot(middle, place + shift, "o", color=COLOURS[i], markersize=4, label=series)
+            name = f"{series}, {population}"
+            arrays |= {f"{name} middle": middle, f"{name} low": low, f"{name} high": high}
+        ax.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+        ax.set_yticks(place, MEASURES if ax is axes[0, 0] else [""] * len(place))
+        ax.set(title=population, xlabel="Spearman with the gap")
+    legend(figure, axes[0, 0])
     run.figure("correlations", figure, measures=np.array(MEASURES), **arrays)
 
 
 @styled
 def _draw_models(run: Run, config: ConfigDict, pools: dict[str, Values]) -> None:
-    shown = (REPRESENTATION, "I(phi;S), jensen, no frozen", "sum, no frozen")
+    shown = (REPRESENTATION, PARAMETERS, SUM)
     figure, axes = panels(len(pools), len(shown), size=(3.2, 2.7))
     arrays = {}
     for line, (series, pool) in zip(axes, pools.items(), strict=True):
-        kept = pool["kept"]
-        gap = np.full(kept.shape, np.nan)
-        for d in np.unique(pool["draw"]):
-            own = kept & (pool["draw"] == d)
-            gap[own] = pool["gap"][own] - np.mean(pool["gap"][own]) if own.any() else np.nan
+        part = _part(pool, _published(config))
+        gap = part["gap"].copy()
+        for d in np.unique(part["draw"]):
+            gap[part["draw"] == d] -= np.mean(gap[part["draw"] == d])
         for ax, measure in zip(line, shown, strict=True):
             for i, decay in enumerate(config.decays):
-                chosen = kept & (pool["decay"] == i)
+                chosen = part["decay"] == i
                 ax.plot(
-                    pool[measure][chosen], gap[chosen], ".",
+                    part[measure][chosen], gap[chosen], ".",
                     color=COLOURS[i], markersize=3, alpha=0.5, label=f"weight decay {decay:g}",
                 )  # fmt: skip
-            ax.set(xlabel=f"{measure} (nats)", title=series)
+            ax.set(xlabel=f"{measure} (nats)", title=f"{series}, {_published(config)}")
             if measure.startswith("I(phi;S)"):
                 ax.set_xscale("log")
                 ax.tick_params(axis="x", which="minor", labelbottom=False)
         line[0].set(ylabel="gap less its draw's mean (nats)")
-        arrays |= {f"{series} {m}": pool[m] for m in (*shown, "gap", "decay", "draw", "kept")}
+        arrays |= {f"{series} {m}": part[m] for m in (*shown, "gap", "decay", "draw")}
     legend(figure, axes[0, 0])
     run.figure("networks", figure, **arrays)
 

@@ -44,11 +44,10 @@ def reference(z, mean, sd, labels=None, estimator="mc"):
 
 
 def values(z, mean, sd, labels, axis_name=None):
-    """Both estimators without and with labels, and the bound of pairs with labels."""
+    """mc, mc given labels, jensen given labels, the bound of pairs given labels."""
     found = [
         gaussian_information(z, mean, sd, given, estimator=e, axis_name=axis_name)
-        for e in ESTIMATORS
-        for given in (None, labels)
+        for e, given in (("mc", None), ("mc", labels), ("jensen", labels))
     ]
     return jnp.stack([*found, kolchinsky_bound(mean, sd, labels, axis_name=axis_name)])
 
@@ -75,8 +74,12 @@ whole = with_gradient()
 def test_against_the_equations():
     args = case()
     z, mean, sd, labels = args
-    by_hand = [reference(z, mean, sd, given, e) for e in ESTIMATORS for given in (None, labels)]
-    np.testing.assert_allclose(whole(*args)[0][:4], by_hand, rtol=1e-4)
+    by_hand = [
+        reference(z, mean, sd),
+        reference(z, mean, sd, labels),
+        reference(z, mean, sd, labels, "jensen"),
+    ]
+    np.testing.assert_allclose(whole(*args)[0][:3], by_hand, rtol=1e-4)
 
 
 @jax.jit
@@ -122,7 +125,7 @@ def test_an_encoder_that_ignores_its_input_keeps_nothing():
 
 def test_order_of_the_three_and_the_limit():
     _, mean, sd, _ = case(m=8, d=2)
-    noise = jax.random.normal(jax.random.key(0), (4000, *mean.shape))
+    noise = np.random.default_rng(0).normal(size=(4000, *mean.shape)).astype(np.float32)
 
     @jax.jit
     def three(noise):
@@ -141,9 +144,9 @@ def test_order_of_the_three_and_the_limit():
 def test_conditional_on_what_decides_the_encoder():
     labels = jnp.arange(16) % 4
     mean = jnp.broadcast_to(100.0 * labels[:, None], (16, 3))
-    z = mean + jax.random.normal(jax.random.key(0), mean.shape)
-    mc, mc_given, _, jensen_given, pairs_given = whole(z, mean, jnp.ones_like(mean), labels)[0]
-    np.testing.assert_allclose([mc_given, jensen_given, pairs_given], 0, atol=1e-5)
+    z = mean + np.random.default_rng(0).normal(size=mean.shape).astype(np.float32)
+    mc, *given = whole(z, mean, jnp.ones_like(mean), labels)[0]
+    np.testing.assert_allclose(given, 0, atol=1e-5)
     assert mc == pytest.approx(np.log(4), abs=1e-5)
 
 
@@ -152,14 +155,15 @@ def test_a_linear_encoder_of_a_gaussian_input():
     a, s = 2.0, 1.0
     exact = 0.5 * np.log(1 + a**2 / s**2)
 
-    def estimate(m, key):
-        x, noise = jax.random.normal(key, (2, m, 1))
-        return gaussian_information(a * x + s * noise, a * x, jnp.full((m, 1), s))
+    @jax.jit
+    @jax.vmap
+    def estimate(x, noise):
+        return gaussian_information(a * x + s * noise, a * x, jnp.full_like(x, s))
 
     means, errors = [], []
     for m, repeats in ((4, 1000), (400, 50)):
-        keys = jax.random.split(jax.random.key(m), repeats)
-        found = jax.jit(jax.vmap(functools.partial(estimate, m)))(keys)
+        drawn = np.random.default_rng(m).normal(size=(2, repeats, m, 1))
+        found = estimate(*drawn.astype(np.float32))
         means.append(float(found.mean()))
         errors.append(float(found.std()) / np.sqrt(repeats))
     assert means[0] + 3 * errors[0] < means[1]
@@ -175,7 +179,7 @@ def test_gradients_against_finite_differences():
         def value(mean, log_sd):
             sd = jnp.exp(log_sd)
             found = values(mean + sd * noise, mean, sd, labels)
-            return found @ jnp.array([1.0, -2.0, 3.0, -5.0, 7.0])
+            return found @ jnp.array([1.0, -2.0, 3.0, -5.0])
 
         args = [jnp.asarray(x, jnp.float64) for x in (mean, jnp.log(sd))]
         test_util.check_grads(value, args, order=1, modes=["rev"], rtol=1e-5, atol=1e-6)
@@ -204,8 +208,8 @@ def test_degenerate_samples_have_defined_values_and_gradients(mean, sd, labels, 
 
 
 def test_an_input_that_is_not_finite_is_not_hidden():
-    mean = jnp.array([[1.0], [jnp.nan]])
-    value, _ = value_and_gradient(mean, jnp.ones((2, 1)), jnp.zeros(2, int))
+    mean = jnp.array([[1.0], [jnp.nan], [2.0]])
+    value, _ = value_and_gradient(mean, jnp.ones((3, 1)), jnp.zeros(3, int))
     assert jnp.isnan(value)
 
 
