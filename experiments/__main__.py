@@ -1,15 +1,44 @@
-"""List the experiments: `python -m experiments`."""
+"""List the experiments: `python -m experiments`; keep what they found: `... record WORKDIR`."""
+
+import argparse
+import sys
+from pathlib import Path
 
 from experiments import METHODS
 
+ROOT = Path(__file__).parents[1]
 
-def main() -> None:
-    for method in METHODS:
-        print(f"python -m experiments.{method.name}")
-        print(f"    {method.title} (arXiv {method.arxiv}), {method.duration}")
-        print(f"    claim: {method.claim}\n")
-    print("Each takes --help. Default presets need no network.")
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("list", help="list the experiments (the default)")
+    commands.add_parser("table", help="make README.md's table of methods from RESULTS.md")
+    command = commands.add_parser("record", help="put reports into RESULTS.md, and make the table")
+    command.add_argument("workdir", nargs="+", type=Path, help="a work directory with a report")
+    arguments = parser.parse_args(argv)
+    if arguments.command in (None, "list"):
+        for method in METHODS:
+            print(f"python -m experiments.{method.name}")
+            print(f"    {method.title} (arXiv {method.arxiv}), {method.duration}")
+            print(f"    claim: {method.claim}\n")
+        print("Each takes --help. Default presets need no network.")
+        return 0
+
+    from rlib.experiment import Report, UsageError, results
+
+    stored, readme = ROOT / "RESULTS.md", ROOT / "README.md"
+    try:
+        for workdir in getattr(arguments, "workdir", ()):
+            report = Report.from_json((workdir / "report.json").read_text())
+            stored.write_text(results.record(stored.read_text(), report))
+        made = results.table(METHODS, stored.read_text())
+        readme.write_text(results.with_table(readme.read_text(), made))
+    except (OSError, UsageError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

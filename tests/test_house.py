@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import METHODS
+from rlib.experiment import results
 
 ROOT = Path(__file__).parents[1]
 #: A module may import from floors below its own, and from its own package.
@@ -89,6 +90,12 @@ def test_a_method_is_in_every_room(method):
     source = (ROOT / "experiments" / f"{method.name}.py").read_text()
     assert method.arxiv in ast.get_docstring(ast.parse(source))
     assert "| paper |" in (ROOT / method.code).read_text(), "the deviations table"
+
+
+def test_the_readmes_table_is_that_of_the_stored_results():
+    readme = (ROOT / "README.md").read_text()
+    made = results.table(METHODS, (ROOT / "RESULTS.md").read_text())
+    assert results.with_table(readme, made) == readme, "python -m experiments table"
 
 
 def test_importing_rlib_is_free():

@@ -1,6 +1,6 @@
 """One run from the outside: flags, configuration, work directory, cache, logs, report, verdicts."""
 
-from rlib.experiment import slow_network
+from rlib.experiment import results, slow_network
 from rlib.experiment.config import apply_preset
 from rlib.experiment.errors import Stopped, UsageError, unknown
 from rlib.experiment.figures import COLOURS, legend, panels, picture, styled
@@ -22,6 +22,7 @@ __all__ = [
     "named_key",
     "panels",
     "picture",
+    "results",
     "slow_network",
     "start",
     "styled",
