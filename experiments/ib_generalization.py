@@ -67,7 +67,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
         for series in run.select(SERIES)
         for size in sizes
     }
-    run.plan({unit: 8.0 + w * n / 16 for (_, (w, n)), unit in units.items()})
+    run.plan({unit: 10.0 + w * n / 6 for (_, (w, n)), unit in units.items()})
     pools: dict[str, Values] = {}
     for series in run.select(SERIES):
         parts = []
@@ -234,7 +234,10 @@ def _fit(config: ConfigDict, run: Run, series: str, width: int, layers: int, dra
 
 
 def _parameter_informations(config: ConfigDict, posteriors: Any, shape: tuple[int, ...]) -> Values:
-    """I(phi; S) of the draws' posteriors together: one value for all draws of a setting."""
+    """I(phi; S) of the draws' posteriors together: one value for all draws of a setting.
+
+    NaN if one of the draws' networks diverged: the setting is then left out.
+    """
     draws, *settings = shape
     stack = lambda x: np.swapaxes(np.asarray(x).reshape(draws, -1, *x.shape[1:]), 0, 1)
     stacked = jax.tree.map(stack, posteriors)
