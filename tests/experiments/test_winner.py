@@ -150,12 +150,12 @@ def test_one_spike_at_the_end_does_not_decide():
     assert winner._psnr({"clean": errors}, winner.LAST) == pytest.approx(50)
 
 
-def test_winner_is_not_siren(interrupted):
+def test_winner_is_not_siren(smoke):
     """The noise reaches the networks: their first outputs differ, and WINNER's are in the band."""
     from rlib.experiment.store import decode
 
     before = {
-        name: decode((interrupted / f"cache/fit/band 0.5-0.9/{name}/seed0.npz").read_bytes())[
+        name: decode((smoke["workdir"] / f"cache/fit/band 0.5-0.9/{name}/seed0.npz").read_bytes())[
             "before"
         ]
         for name in ("winner", "siren-30")
