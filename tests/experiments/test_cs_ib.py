@@ -10,16 +10,16 @@ import pytest
 
 from experiments import cs_ib
 from rlib import information
-from rlib.experiment import UsageError
+from rlib.experiment import Run, UsageError
 from rlib.experiment.config import load
 from rlib.experiment.environment import CHECKOUT
 from rlib.experiment.start import run_guarded
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("cs_ib") / "run"
     arguments = ["--config=configs/cs_ib.py:smoke", f"--workdir={workdir}"]
     real, computed = cs_ib._fits, []
@@ -41,17 +41,28 @@ def report(tmp_path_factory):
     # Tuned and fitted: with outliers, and on the table twice; clean Friedman-1 was there.
     assert computed.count("mse") == 6
     assert computed.count("vib") == 4
-    return json.loads((workdir / "report.json").read_text())
+    return workdir
 
 
-def test_every_method_claim_and_figure_is_there(report):
-    assert {"mse", "cs-ib", "cs-ib-median", "vib"} <= {row["method"] for row in report["rows"]}
+def test_every_method_claim_and_figure_is_there(workdir):
+    report = json.loads((workdir / "report.json").read_text())
+    assert {"mse", "cs-ib", "vib"} <= {row["method"] for row in report["rows"]}
     text = " ".join(claim["claim"] for claim in report["claims"])
     for part in ("Friedman-1, clean", "outliers", "PGD", "plane", "gap", "tables", "MB"):
         assert part in text
     names = ("friedman", "information_plane", "widths", "tables", "estimators")
     assert report["figures"] == [f"figures/{name}.png" for name in names]
     assert all(np.isfinite(row["values"]).all() for row in report["rows"])
+
+
+def test_units_are_those_planned_and_named_by_their_number_of_seeds(workdir):
+    """A run continued with more seeds must not take the fits of fewer for all."""
+    config, *_ = load("configs/cs_ib.py:smoke", [], CHECKOUT)
+    methods = list(config.own)
+    done = {str(f.relative_to(workdir / "cache"))[:-4] for f in (workdir / "cache").rglob("*.npz")}
+    planned, more = (set(cs_ib._costs(Run(seeds=n), config, methods, n)) for n in (2, 3))
+    assert done == planned
+    assert all(unit == "estimators" or unit.startswith("tune/") for unit in planned & more)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +119,18 @@ def test_tuning_never_sees_the_tables_test_part(default):
 
 def test_every_method_tries_as_many_settings(default):
     assert set(default.own) == set(cs_ib.PARAMETER)
-    counts = {method: len(cs_ib._trials(default, method)) for method in default.own}
-    assert set(counts.values()) == {15}
+    for preset in ("default", "full", "paper"):
+        config, *_ = load(f"configs/cs_ib.py:{preset}", [], CHECKOUT)
+        assert len({len(cs_ib._trials(config, method)) for method in config.own}) == 1
+
+
+def test_unknown_methods_are_named():
+    for key, value in (("plane.methods", ("cs-bi",)), ("tables.methods", ("cs-bi",)),
+                       ("widths.method", "cs-bi")):  # fmt: skip
+        config, *_ = load("configs/cs_ib.py:smoke", [], CHECKOUT)
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(UsageError, match=rf"--config\.{key}: no method 'cs-bi'"):
+            cs_ib._check(config)
 
 
 def test_all_losses_have_finite_gradients_even_where_the_code_is_constant():
@@ -147,5 +168,5 @@ def test_rotated_digits_and_the_missing_table(default, monkeypatch):
 def test_presets_load(preset):
     config, *_ = load(f"configs/cs_ib.py:{preset}", [], CHECKOUT)
     cs_ib._check(config)
-    assert cs_ib._costs(config, list(config.own), 2)
+    assert cs_ib._costs(Run(), config, list(config.own), 2)
     assert not set(config.tables.methods) - set(config.own)

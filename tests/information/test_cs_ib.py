@@ -14,6 +14,8 @@ from scipy import integrate, stats
 from rlib import information
 from rlib.parallel import make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def batch():

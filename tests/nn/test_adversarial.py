@@ -27,6 +27,16 @@ def test_the_published_pgd_does_not_reach_its_distance():
     assert jnp.max(jnp.abs(moved - X)) == pytest.approx(0.25)
 
 
+def test_a_distance_for_each_feature_and_half_precision():
+    epsilon = jnp.array([0.25, 0.0, 1.0])
+    x = X.astype(jnp.bfloat16)
+    for moved in (fgsm(linear, x, epsilon), pgd(linear, x, epsilon, step=epsilon, steps=1)):
+        assert moved.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(moved - x, np.tile([0.25, 0, 0], (2, 1)))
+    with pytest.raises(ValueError, match="epsilon="):
+        fgsm(linear, X, -epsilon)
+
+
 def curved(x):
     return jnp.sum(jnp.sin(5 * x) * jnp.roll(x, 1, axis=-1))
 
