@@ -213,10 +213,10 @@ def _fit(config: ConfigDict, run: Run, series: str, width: int, layers: int, dra
         jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=split, check_vma=False),
         out_shardings=parallel.named(mesh, PartitionSpec()),
     )
-    measured, posteriors = together(*parallel.shard_batch(mesh, batch))
-    measured, posteriors = jax.tree.map(lambda x: x[:count], (measured, posteriors))
-    means = np.asarray(measured.pop("mean of Z"))
-    values = {name: np.asarray(value).reshape(shape) for name, value in measured.items()}
+    found = together(*parallel.shard_batch(mesh, batch))
+    measured, posteriors = jax.tree.map(lambda x: np.asarray(x)[:count], found)
+    means = measured.pop("mean of Z")
+    values = {name: value.reshape(shape) for name, value in measured.items()}
     binned = functools.partial(information.binned_information, bins=config.bins)
     for name, given in (("I(X;Z|Y), binned", True), ("I(X;Z), binned", False)):
         each = [
@@ -239,7 +239,7 @@ def _parameter_informations(config: ConfigDict, posteriors: Any, shape: tuple[in
     NaN if one of the draws' networks diverged: the setting is then left out.
     """
     draws, *settings = shape
-    stack = lambda x: np.swapaxes(np.asarray(x).reshape(draws, -1, *x.shape[1:]), 0, 1)
+    stack = lambda x: np.swapaxes(x.reshape(draws, -1, *x.shape[1:]), 0, 1)
     stacked = jax.tree.map(stack, posteriors)
     floor = 2 * config.swag.floor  # the diagonal part is half of the variance
     kinds = {

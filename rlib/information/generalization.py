@@ -223,7 +223,7 @@ def parameter_information(
     >>> from rlib.optim import record_swag
     >>> one = record_swag(0, 1).init(jnp.zeros(3))._replace(variance=jnp.ones(3))
     >>> same = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), one)
-    >>> float(parameter_information(same, jax.random.key(0)))
+    >>> float(parameter_information(same, jax.random.key(0), estimator="kolchinsky"))
     0.0
     """
     if estimator not in ("jensen", "mc", "kolchinsky"):
