@@ -54,12 +54,12 @@ def table(methods: Iterable[Method], results: str) -> str:
     for method in methods:
         section = results.partition(f"## {method.name}, preset default\n\n")[2]
         section = section.partition("\n## ")[0]
-        said = re.match(r"((?:> .*\n?)+)", section)
+        said = re.match(r"(?s)> .*?(?=\n\n|\Z)", section)
         found = Counter(re.findall(r"(?m)\| (held|not held|inconclusive) \|$", section))
         verdicts = [f"{found[v]} {v}" for v in ("held", "not held", "inconclusive") if found[v]]
         paper = f"[{method.arxiv}](https://arxiv.org/abs/{method.arxiv})"
         command = f"`python -m experiments.{method.name}`"
-        measured = " ".join(said[1].replace("> ", "").split()) if said else ""
+        measured = " ".join(re.sub("(?m)^> ?", "", said[0]).split()) if said else ""
         lines.append([method.title, paper, command, ", ".join(verdicts), measured])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
