@@ -93,7 +93,7 @@ BASE = {
 SMOKE = {
     "expected": "about 40 seconds",
     "seeds": 2,
-    "gaussians.cells": ((2, 64),),
+    "gaussians.cells": ((4, 64),),  # of the pictures' size: they share programs
     "gaussians.mi": (0.0, 2.0),
     "gaussians.bounds": ("infonce",),
     "critics.learning_rates": (1e-3,),
@@ -101,7 +101,8 @@ SMOKE = {
     "critics.looks": 2,
     "critics.batch": 8,
     "images.kinds": ("bumps",),
-    "images.size": 4,
+    "images.size": 2,
+    "images.pixels": 4,
     "images.samples": 64,
     "images.compressor_samples": 64,
     "images.mi": (0.0, 2.0),
@@ -113,6 +114,10 @@ SMOKE = {
     "digits.every": 1,
     "digits.noise": (1e-3,),
     "digits.widths": (),
+    "digits.estimators": ("ksg",),
+    "digits.layer_code": "autoencoder",
+    "digits.layer_code_widths": (),
+    "digits.layer_code_steps": 2,
     "digits.seeds": 2,
 }
 FULL = {

@@ -247,6 +247,10 @@ def _codes(key: jax.Array, others: jax.Array, x: jax.Array, y: jax.Array, d: int
     return {name: (codes[0][name], codes[1][name]) for name in codes[0]}, error
 
 
+def _image_unit(name: str, made: list[tuple[str, str, bool]]) -> str:
+    return f"images/{name}/{'+'.join(dict.fromkeys(m[1] for m in made))}"
+
+
 def _pictures(run: Run, config: ConfigDict, name: str, methods: list[str], seeds: int):
     """Method -> {estimates (seeds, mi)}; the autoencoder's error."""
     options, (kind, turned) = config.images, _kinds(config)[name]
@@ -269,9 +273,8 @@ def _pictures(run: Run, config: ConfigDict, name: str, methods: list[str], seeds
         flat = [p.reshape(*p.shape[:2], -1) for p in _drawn(config, kind, turned, seed)[1]]
         return flat
 
-    estimators = "+".join(dict.fromkeys(estimator for _, estimator, _ in made))
     each = [
-        run.cached(f"images/{name}/{estimators}/seed{s}", functools.partial(measure, s))
+        run.cached(f"{_image_unit(name, made)}/seed{s}", functools.partial(measure, s))
         for s in range(seeds if made else 0)
     ]
     found = {_method_name(*m): np.stack([e[_method_name(*m)] for e in each]) for m in made}
@@ -400,6 +403,14 @@ def _follower(options: ConfigDict, noise: float, estimators: list[str]) -> Calla
     return one
 
 
+def _of_path(options: ConfigDict, methods: list[str]) -> list[str]:
+    return [m for m in methods if m in options.estimators]
+
+
+def _path_unit(name: str, noise: float, estimators: list[str]) -> str:
+    return f"path/{name}/{noise:g}/{'+'.join(estimators) or 'training'}"
+
+
 def _paths(
     run: Run, name: str, options: ConfigDict, noise: float, methods: list[str], seeds: int
 ) -> dict[str, np.ndarray]:
@@ -408,14 +419,19 @@ def _paths(
         _images(options.dataset)
     except data.DataUnavailable as error:
         raise UsageError(f"{error}; or leave the part out: --config.{name}.epochs=0") from error
-    estimators = [m for m in methods if m in options.estimators]
+    estimators = _of_path(options, methods)
     follow = _follower(options, noise, estimators)
-    unit = "/".join(["path", name, f"{noise:g}", "+".join(estimators) or "training"])
+    unit = _path_unit(name, noise, estimators)
     each = [
         run.cached(f"{unit}/seed{seed}", functools.partial(follow, seed))
         for seed in range(min(seeds, options.seeds))
     ]
     return {key: np.stack([e[key] for e in each]) for key in each[0]}
+
+
+def _unit_costs(unit: str, cost: float, tuned: bool, seeds: int) -> dict[str, float]:
+    parts = [*(["tuned"] if tuned else []), *(f"seed{seed}" for seed in range(seeds))]
+    return {f"{unit}/{part}": cost / len(parts) for part in parts}
 
 
 def _costs(config, methods, seeds, trained) -> dict[str, float]:
@@ -428,15 +444,20 @@ def _costs(config, methods, seeds, trained) -> dict[str, float]:
             scale = {"kde": 30.0, "wkl": 8.0}.get(method, 1.0)
             quick = 1 + 3e-10 * scale * n**2 * seeds * len(config.gaussians.mi)
             slow = method in information.BOUNDS
-            costs[f"gaussians/{_cell_name(d, n)}/{method}"] = learn if slow else quick
+            unit = f"gaussians/{_cell_name(d, n)}/{method}"
+            costs |= _unit_costs(unit, learn if slow else quick, slow, seeds)
     for name in _kinds(config):
-        costs |= {f"images/{name}/seed{seed}": 12.0 for seed in range(seeds)}
+        made = _image_unit(name, [m for m in MADE if m[1] in methods])
+        costs |= {f"{made}/seed{seed}": 12.0 for seed in range(seeds)}
         bounds = [b for b in config.images.bounds if b in methods]
-        costs |= {f"images/{name}/{bound}": 3 * learn for bound in bounds}
+        for bound in bounds:
+            costs |= _unit_costs(f"images/{name}/{bound}", 3 * learn, True, seeds)
     for name, part in trained.items():
         for noise in part.noise:
             fits = range(min(seeds, part.seeds))
-            costs |= {f"path/{name}/{noise:g}/seed{seed}": 0.05 * part.epochs for seed in fits}
+            each = 0.05 * part.epochs * (40 if part.channels else 1)
+            unit = _path_unit(name, noise, _of_path(part, methods))
+            costs |= {f"{unit}/seed{seed}": each for seed in fits}
     return costs
 
 

@@ -103,9 +103,8 @@ def test_the_convolutional_part_is_followed(monkeypatch):
 
     monkeypatch.setattr(ib_lossy_compression.data, "arrays", made)
     ib_lossy_compression._images.cache_clear()
-    small = {"epochs": 2, "every": 1, "batch": 20, "code_steps": 2, "layer_code_steps": 2}
-    narrow = {"channels": (2,), "code_channels": (2,), "widths": (), "layer_code_widths": ()}
-    config.mnist.update({**small, **narrow, "dim": 2, "layer_code": "autoencoder"})
+    small = {"epochs": 2, "every": 1, "batch": 20, "dim": 2, "code": "pca"}
+    config.mnist.update({**small, "channels": (2,), "widths": ()})
     found = ib_lossy_compression._follower(config.mnist, 1e-3, ["ksg"])(0)
     ib_lossy_compression._images.cache_clear()
     assert found["ksg"].shape == (3, 2, 2)  # looks, input and label, layers
