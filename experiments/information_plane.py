@@ -186,7 +186,7 @@ def _chosen(count: int, of: int) -> np.ndarray:
 def _train(config: ConfigDict, run: Run, arm: str, seeds: int, mesh: Any) -> Values:
     begun = time.perf_counter()
     training, (_, labels) = _training(config, arm), information.icosahedral_rule()
-    # Seeds are the same in all arms: equal first weights, wherever the widths agree.
+    # Seeds are the same in all arms: equal first weights, wherever the first widths agree.
     keys = jax.numpy.stack([named_key(seed, "plane") for seed in range(seeds)])
     trajectory = information.record_trajectory(
         training,
@@ -244,7 +244,7 @@ def _fits(config: ConfigDict, training: Any, trained: Values, arm: str) -> Value
 def _speed(config: ConfigDict, seeds: int, mesh: Any) -> Values:
     """Seconds for 1000 epochs of all seeds: all in one program, and a loop of jitted steps."""
     options = config.speed
-    training, (_, labels) = information.PlaneTraining(), information.icosahedral_rule()
+    training, (_, labels) = _training(config, "tanh"), information.icosahedral_rule()
     init, step = information.plane_step(training)  # the loop has the same fast step
     step = jax.jit(step)
     keys = jax.numpy.stack([named_key(seed, "speed") for seed in range(seeds)])

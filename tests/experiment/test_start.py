@@ -8,9 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from rlib.data import DataUnavailable
 from rlib.experiment import store
+from rlib.experiment.start import _start_devices
 from rlib.experiment.store import WorkDir
 
 
@@ -335,3 +337,15 @@ def test_a_damaged_cache_entry_is_computed_again(command, tmp_path, values):
     assert out.count("computed again") == 1 + 1
     assert "report.json is damaged" in out
     assert values(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"), [({"data": -1}, [4]), ({"data": 2}, [2]), ({"data": 1}, [])]
+)
+def test_a_cpu_is_split_where_the_mesh_takes_all_there_are(mesh, expected, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    made = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: made.append(value))
+    flags = dict.fromkeys(("processes", "process", "coordinator", "distributed"))
+    _start_devices(ConfigDict({"mesh": mesh}), flags, 4)
+    assert made == expected

@@ -26,6 +26,7 @@ def report(tmp_path_factory):
         patch.setattr(information_plane, "_train", None)  # done before: not computed again
         patch.setattr(information_plane, "_bound", real)
         assert run_guarded(information_plane.main, "information_plane", arguments, ()) == 0
+    assert (workdir / "cache" / "train" / "tanh" / "2.npz").exists()  # by its number of seeds
     return json.loads((workdir / "report.json").read_text())
 
 
@@ -36,7 +37,15 @@ def test_every_arm_view_claim_and_figure_is_there(report):
         f"figures/{name}.png" for name in ("planes", "views", "gradients", "compression", "bound")
     ]
     text = " ".join(claim["claim"] for claim in report["claims"])
-    for part in ("tanh: the layer of 3", "rectified units: the layer of 3", "SNR", "beta", "loop"):
+    for part in (
+        "tanh: the layer of 3",
+        "rectified units: the layer of 3",
+        "SNR",
+        "beta",
+        "loop",
+        "one minute",
+        "sign",
+    ):
         assert part in text
     assert all(np.isfinite(row["values"]).all() for row in report["rows"])
     losses = [r["values"] for r in report["rows"] if r["metric"] == information_plane.LOSS]
@@ -49,6 +58,11 @@ def test_final_minus_peak_and_the_end_of_the_fit():
     points[0, :, 1, 1] = (0.1, 0.5, 0.97, 1.0)
     assert information_plane._from_peak(points).tolist() == [[0.0, -2.5, 0.0]]
     assert information_plane._fitted_at(points).tolist() == [2]
+
+
+def test_the_sign_test_is_the_binomials_tail():
+    assert information_plane._sign_test(np.array([True] * 5)) == pytest.approx(1 / 32)
+    assert information_plane._sign_test(np.array([True, False])) == pytest.approx(3 / 4)
 
 
 def test_the_gradient_turns_at_its_first_snr_below_one():

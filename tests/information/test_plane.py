@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlib import information, parallel
+from rlib.information import plane
 
 SMALL = information.PlaneTraining(hidden=(4, 3), bits=5, batch=8, learning_rate=0.01)
 LABELS = (information.patterns(5).sum(axis=1) > 2).astype(np.int32)
@@ -78,9 +79,8 @@ def test_more_information_than_the_classes_have_is_refused():
 
 def test_first_weights_are_cut_normals():
     widths = (400, 300, 2)
-    (kernel, bias), _ = information.split_layers(
-        information.init_network(jax.random.key(0), widths), widths
-    )
+    params = jax.jit(information.init_network, static_argnums=1)(jax.random.key(0), widths)
+    (kernel, bias), _ = information.split_layers(params, widths)
     scaled = np.asarray(kernel) * 20
     assert np.abs(scaled).max() <= 2
     assert scaled.std() == pytest.approx(0.8796, abs=5e-3)  # of a normal cut at two deviations
@@ -93,12 +93,17 @@ def test_outputs_and_loss_are_those_of_numpy(activation):
     params = np.asarray(information.init_network(jax.random.key(1), training.widths))
     functions = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0), "linear": lambda z: z}
     expected = outputs_of(params, training.widths, functions[activation])
-    x = jnp.asarray(information.patterns(5).T, jnp.float32)
-    found = information.layer_outputs(jnp.asarray(params), x, training.widths, activation)
+    x = information.patterns(5).T.astype(np.float32)
+    words = np.arange(32, dtype=np.uint32) | (LABELS.astype(np.uint32) << 5)
+
+    @jax.jit
+    def both(p):
+        outputs = information.layer_outputs(p, x, training.widths, activation)
+        return outputs, information.plane_loss(training, p, words)
+
+    found, loss = both(params)
     for a, b in zip(found[:-1], expected[:-1], strict=True):
         np.testing.assert_allclose(a.T, b, atol=1e-6)
-    words = np.arange(32, dtype=np.uint32) | (LABELS.astype(np.uint32) << 5)
-    loss = information.plane_loss(training, jnp.asarray(params), words)
     assert float(loss) == pytest.approx(-np.log(expected[-1][np.arange(32), LABELS]).mean(), 1e-5)
 
 
@@ -111,9 +116,8 @@ def test_the_gradient_is_that_of_finite_differences():
 
     step = 1e-6 * np.eye(len(params))
     expected = [(loss(params + e) - loss(params - e)) / 2e-6 for e in step]
-    found = jax.grad(lambda p: information.plane_loss(SMALL, p, words))(
-        jnp.asarray(params, jnp.float32)
-    )
+    gradient = jax.jit(jax.grad(lambda p: information.plane_loss(SMALL, p, words)))
+    found = gradient(params.astype(np.float32))
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
@@ -148,15 +152,25 @@ def test_gradient_descent_in_fixed_order_is_that_of_a_plain_loop():
     np.testing.assert_allclose(found.params[0, 1], params, rtol=2e-5, atol=1e-6)
 
 
-def test_an_epoch_of_one_batch_sees_every_training_pattern():
-    """Sorting noise above the words is a permutation: the full gradient does not feel it."""
-    training = dataclasses.replace(SMALL, optimizer="sgd", learning_rate=0.5, batch=27)
-    found = information.record_trajectory(
-        training, LABELS, [0, 1], jax.random.split(jax.random.key(3), 1)
-    )
-    start = jnp.asarray(found.params[0, 0])
-    step = jax.grad(lambda p: information.plane_loss(training, p, found.train[0]))(start)
-    np.testing.assert_allclose(found.params[0, 1], start - 0.5 * step, rtol=2e-5, atol=1e-6)
+def test_a_shuffled_epoch_is_that_of_a_plain_loop(trajectory):
+    """Each seed's own patterns, in places that are shuffled by the first key for all seeds."""
+    init, step = information.plane_step(SMALL)
+    step, first = jax.jit(step), jax.random.split(jax.random.key(0), 3)[0]
+    moves = plane._moves(jax.random.fold_in(jax.random.fold_in(first, 1), 0), 27)
+    for seed in (0, 2):
+        state = init(jnp.asarray(trajectory.params[seed, 0]))
+        for batch in trajectory.train[seed][moves][:24].reshape(3, 8):
+            state = step(state, batch)
+        np.testing.assert_allclose(trajectory.params[seed, 1], state[0], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 27])
+def test_moves_are_uniform_permutations(size):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    moves = np.asarray(jax.jit(jax.vmap(lambda key: plane._moves(key, size)))(keys))
+    np.testing.assert_array_equal(np.sort(moves, axis=1), np.tile(np.arange(size), (4000, 1)))
+    at = np.array([np.bincount(column, minlength=size) for column in moves.T])
+    assert np.abs(at - 4000 / size).max() <= 5 * np.sqrt(4000 / size)  # of so many equal counts
 
 
 def test_chunks_and_devices_change_nothing(trajectory):
@@ -175,11 +189,13 @@ def test_chunks_and_devices_change_nothing(trajectory):
 
 
 def test_weights_that_are_not_finite_are_told():
-    training = dataclasses.replace(
-        SMALL, activation="relu", optimizer="sgd", learning_rate=1e30, shuffle=False
+    training = information.PlaneTraining(
+        (1,), bits=2, batch=3, activation="linear", optimizer="sgd", learning_rate=1e30
     )
     with pytest.raises(ValueError, match="learning_rate"):
-        information.record_trajectory(training, LABELS, [5], jax.random.split(jax.random.key(0), 1))
+        information.record_trajectory(
+            training, np.arange(4) % 2, [5], jax.random.split(jax.random.key(0), 1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -205,6 +221,11 @@ def test_bad_settings_are_refused(options, message):
 def test_bad_labels_and_epochs_are_refused(labels, epochs, message):
     with pytest.raises(ValueError, match=message):
         information.record_trajectory(SMALL, labels, epochs, jax.random.split(jax.random.key(0), 1))
+
+
+def test_no_keys_are_refused():
+    with pytest.raises(ValueError, match="keys"):
+        information.record_trajectory(SMALL, LABELS, [0], jax.random.split(jax.random.key(0), 0))
 
 
 # Estimates
@@ -254,9 +275,9 @@ def test_ranges_follow_their_policy(trajectory):
 
 def test_saturated_units_leave_the_entropy_of_their_signs(trajectory):
     """Weights to infinity: tanh goes to its corners, and bins see signs alone."""
-    params = trajectory.params[:1, :1] * 1e6
-    ranges = np.broadcast_to(np.float32([-1, 1]), (1, 1, 3, 2))
-    found = information.information_trajectory(SMALL, LABELS, params, ranges)
+    params = trajectory.params * 1e6
+    ranges = np.broadcast_to(np.float32([-1, 1]), (3, 3, 3, 2))
+    found = information.information_trajectory(SMALL, LABELS, params, ranges, information.binned(7))
     signs = np.sign(outputs_of(params[0, 0], SMALL.widths)[0])
     # Biases start at 0: pattern 0 has all sums 0, a corner of its own in the middle of the range.
     assert found[0, 0, 0, 0] == pytest.approx(counted(signs, LABELS)[0], abs=1e-5)
@@ -269,6 +290,15 @@ def test_noise_bounds_enclose_each_other(trajectory):
     )
     assert (found[..., 0] <= found[..., 1] + 1e-5).all()
     assert (found >= -1e-5).all() and (found <= 5 + 1e-5).all()
+
+
+def test_labels_of_estimates_are_checked(trajectory):
+    ranges = information.output_ranges(SMALL, trajectory.params)
+    for wrong in (LABELS[:5], LABELS + 1):  # the binned estimator would count other cells
+        with pytest.raises(ValueError, match="labels"):
+            information.information_trajectory(SMALL, wrong, trajectory.params, ranges)
+        with pytest.raises(ValueError, match="labels"):
+            information.accuracies(SMALL, wrong, trajectory)
 
 
 def test_accuracies_of_both_parts(trajectory):
