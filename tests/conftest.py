@@ -25,3 +25,36 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def assert_replicas_equal():
+    """`(tree)`: devices that hold the same part of an array hold the same bits."""
+    import jax
+    import numpy as np
+
+    def check(tree):
+        for leaf in jax.tree.leaves(tree):
+            parts = {}
+            for shard in leaf.addressable_shards:
+                parts.setdefault(str(shard.index), set()).add(np.asarray(shard.data).tobytes())
+            assert all(len(copies) == 1 for copies in parts.values())
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def collectives():
+    """`(train, batch, *arguments of init)` -> (kind, dtype, shape) of a compiled step's."""
+    import re
+
+    import jax
+
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+
+    def found(train, batch, *init):
+        text = train.step.lower(jax.eval_shape(train.init, *init), batch).compile().as_text()
+        pattern = rf"= \(?(\w+)\[([\d,]*)\].* ({kinds})\("
+        return [(kind, dtype, shape) for dtype, shape, kind in re.findall(pattern, text)]
+
+    return found

@@ -1,8 +1,6 @@
 """The step builder's distributed form: what travels, what is local, what stays equal."""
 
-import hashlib
 import math
-import re
 
 import chex
 import jax
@@ -63,21 +61,8 @@ def train(optimizer, sizes, stages, batch=BATCH, **kwargs):
 STAGES = ["warmup"] * 5 + ["compressed"] * 10
 
 
-def digest(shard):
-    return hashlib.sha256(np.ascontiguousarray(shard.data).tobytes()).hexdigest()
-
-
-def assert_replicas_equal(tree):
-    """Devices that hold the same part of an array hold the same bits."""
-    for leaf in jax.tree.leaves(tree):
-        by_index = {}
-        for shard in leaf.addressable_shards:
-            by_index.setdefault(str(shard.index), set()).add(digest(shard))
-        assert all(len(hashes) == 1 for hashes in by_index.values())
-
-
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 4, "model": 2}, {"data": 2, "model": 4}])
-def test_replicas_stay_equal_by_hash_and_training_works(sizes):
+def test_replicas_stay_equal_by_hash_and_training_works(sizes, assert_replicas_equal):
     state, losses = train(onebit(), sizes, STAGES)
     assert_replicas_equal((state.params, state.opt_state))
     assert losses[-1] < losses[0]
@@ -125,15 +110,8 @@ def test_state_of_workers_has_their_axis_and_no_other():
     assert onebit_state.m["layers"][1]["kernel"][...].sharding.spec == P("model", None)
 
 
-def collectives(built):
-    text = built.step.lower(jax.eval_shape(built.init, PARAMS), BATCH).compile().as_text()
-    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    pattern = rf"= \(?(\w+)\[([\d,]*)\].* ({kinds})\("
-    return [(kind, dtype, shape) for dtype, shape, kind in re.findall(pattern, text)]
-
-
-def test_the_compressed_step_sends_bits_and_scales_only():
-    found = collectives(build(onebit(), {"data": 8}, "compressed"))
+def test_the_compressed_step_sends_bits_and_scales_only(collectives):
+    found = collectives(build(onebit(), {"data": 8}, "compressed"), BATCH, PARAMS)
     assert sum(kind == "all-to-all" and dtype == "u8" for kind, dtype, _ in found) == 1
     leaves = len(jax.tree.leaves(PARAMS))
     for kind, dtype, shape in found:
@@ -141,8 +119,8 @@ def test_the_compressed_step_sends_bits_and_scales_only():
         assert dtype == "u8" or size <= 8 * leaves, (kind, dtype, shape)
 
 
-def test_the_warm_up_holds_no_packed_exchange():
-    found = collectives(build(onebit(), {"data": 8}, "warmup"))
+def test_the_warm_up_holds_no_packed_exchange(collectives):
+    found = collectives(build(onebit(), {"data": 8}, "warmup"), BATCH, PARAMS)
     assert {kind for kind, *_ in found} == {"all-reduce"}
 
 
@@ -175,7 +153,7 @@ def test_the_compressed_step_sends_exactly_its_bytes():
     assert scales == 2 * 7 * 4 * len(sizes) + 2 * 7 / 8 * 4
 
 
-def test_one_worker_whose_tensors_are_split():
+def test_one_worker_whose_tensors_are_split(assert_replicas_equal):
     state, losses = train(onebit(), {"data": 1, "model": 2}, STAGES)
     assert losses[-1] < losses[0]
     assert_replicas_equal((state.params, state.opt_state))
@@ -234,7 +212,7 @@ def test_microbatches_in_workers():
     chex.assert_trees_all_close(whole.params, parts.params, atol=1e-4)
 
 
-def test_a_nan_on_one_worker_skips_the_step_on_all():
+def test_a_nan_on_one_worker_skips_the_step_on_all(assert_replicas_equal):
     optimizer = skip_nonfinite(onebit(), axis_name="data")
     good, _ = train(optimizer, {"data": 4, "model": 2}, STAGES)
     x = X.copy()
@@ -273,12 +251,12 @@ def test_clipping_uses_the_norms_of_all_workers_and_shards(sizes):
         )
 
 
-def test_econtrol_through_the_same_builder():
+def test_econtrol_through_the_same_builder(assert_replicas_equal, collectives):
     optimizer = econtrol(0.05, TopK(fraction=0.1), axis_name="data")
     state, losses = train(optimizer, {"data": 4, "model": 2}, ["first"] + ["rest"] * 30)
     assert_replicas_equal((state.params, state.opt_state))
     assert losses[-1] < losses[0]
-    found = collectives(build(optimizer, {"data": 8}, "rest"))
+    found = collectives(build(optimizer, {"data": 8}, "rest"), BATCH, PARAMS)
     total = sum(x.size for x in jax.tree.leaves(PARAMS))
     for _, _, shape in found:
         assert np.prod([int(n) for n in shape.split(",") if n] or [1]) <= 8 * 0.1 * total + 8
