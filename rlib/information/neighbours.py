@@ -535,6 +535,8 @@ def mutual_information(
         raise ValueError(f"X is {x.dtype} and Y is {y.dtype}")
     k = {"kl": 1, "wkl": 5, "ksg": 5, "kde": 1}[estimator] if k is None else k
     _need(k, len(x) * _workers(axis_name))
+    if estimator == "wkl" and x.shape[1] + (y.shape[1] if num_classes is None else 0) <= 4:
+        estimator, k = "kl", 1  # whose program serves: all weights are (1, 0, ...)
     value = _information(x, y, estimator, k, num_classes, axis_name)
     hint = ": samples coincide, or a class has too few; add noise, or use gaussianise"
     return _defined(value, "mutual information", (x, y), hint)
@@ -564,8 +566,8 @@ def _information(x, y, estimator, k, num_classes, axis_name) -> Array:
             value = _ksg(whole.points, other.points, k, axis_name)
             value = jnp.where((whole.rank[0] == 0) | (other.rank[0] == 0), 0, value)
         else:
-            both = jnp.concatenate([whole.points, other.points], axis=1)
-            both = _whiten(both, axis_name=axis_name)
+            pairs = jnp.concatenate([whole.points, other.points], axis=1)
+            both = _whiten(pairs, axis_name=axis_name)
             hx, hy, hxy = _entropies((whole, other, both), estimator, k, axis_name)
             value = (hx + hy - hxy - both.log_det)[0]
             degenerate = (both.rank < whole.rank + other.rank)[0]
