@@ -2,7 +2,6 @@
 
 from rlib.collectives.axes import (
     all_gather,
-    is_manual,
     require_axis,
     require_local,
     vary,
@@ -22,7 +21,6 @@ __all__ = [
     "chunk_length",
     "compressed_mean",
     "gathered_mean",
-    "is_manual",
     "require_axis",
     "require_local",
     "rounded_mean",

@@ -10,7 +10,14 @@ Tree = Any
 
 
 def varying_axes(x: Array) -> frozenset[str]:
-    """Mesh axes over which a value differs, by its type under `shard_map`; empty elsewhere."""
+    """Mesh axes over which a value differs, by its type under `shard_map`; empty elsewhere.
+
+    >>> mesh = jax.sharding.Mesh(jax.devices(), "workers")
+    >>> show = lambda x, w: print(*varying_axes(x), *varying_axes(w))
+    >>> show = jax.shard_map(show, mesh=mesh, in_specs=(jax.P("workers"), jax.P()), out_specs=None)
+    >>> jax.eval_shape(show, jax.numpy.ones(mesh.size), jax.numpy.ones(3))  # x varies, w does not
+    workers
+    """
     kind = jax.typeof(x)
     return frozenset(kind.vma if hasattr(kind, "vma") else kind.mat.varying)
 
@@ -21,7 +28,14 @@ def is_manual(axis_name: str) -> bool:
 
 
 def vary(tree: Tree, axis_name: str) -> Tree:
-    """Let the type say that values may differ between workers; the values stay."""
+    """Let the type say that values may differ between workers; the values stay.
+
+    >>> mesh = jax.sharding.Mesh(jax.devices(), "workers")
+    >>> show = lambda w: print(*varying_axes(vary(w, "workers")))
+    >>> show = jax.shard_map(show, mesh=mesh, in_specs=jax.P(), out_specs=None)
+    >>> jax.eval_shape(show, jax.numpy.ones(3))
+    workers
+    """
     if not is_manual(axis_name):
         return tree
     cast = lambda x: lax.pcast(x, (axis_name,), to="varying")
@@ -29,7 +43,12 @@ def vary(tree: Tree, axis_name: str) -> Tree:
 
 
 def all_gather(x: Array, axis_name: str) -> Array:
-    """(...) of each worker -> (n, ...), the same on all workers, which its type says."""
+    """(...) of each worker -> (n, ...), the same on all workers, which its type says.
+
+    >>> of_all = jax.vmap(lambda x: all_gather(x, "workers"), axis_name="workers")
+    >>> of_all(jax.numpy.array([1.0, 2.0])).tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
+    """
     if is_manual(axis_name):
         return lax.all_gather(vary(x, axis_name), axis_name, to="invarying")
     return lax.all_gather(x, axis_name)
@@ -40,6 +59,10 @@ def require_axis(axis_name: str | None, who: str) -> None:
 
     Raises:
         ValueError: says how `who` is called with workers, and without.
+
+    >>> require_axis("workers", "my_mean")
+    Traceback (most recent call last):
+    ValueError: my_mean: no axis 'workers' here; call it inside shard_map or ...
     """
     try:
         if axis_name is not None:
@@ -58,6 +81,13 @@ def require_local(updates: Tree, axis_name: str | None, who: str) -> None:
     Raises:
         ValueError: the axis is not bound, or an update does not vary over it: it was averaged
             before, and there is nothing left to compress.
+
+    >>> mesh = jax.sharding.Mesh(jax.devices(), "workers")
+    >>> check = lambda g: require_local(g, "workers", "my_optimiser")
+    >>> check = jax.shard_map(check, mesh=mesh, in_specs=jax.P(), out_specs=None)
+    >>> jax.eval_shape(check, {"w": jax.numpy.ones(3)})
+    Traceback (most recent call last):
+    ValueError: my_optimiser: the update ['w'] is the same on all workers of 'workers'; ...
     """
     require_axis(axis_name, who)
     if axis_name is None or not is_manual(axis_name):

@@ -148,7 +148,11 @@ class ChunkedMean(NamedTuple):
 
 
 def chunk_length(size: int, workers: int) -> int:
-    """L: worker j serves coordinates [j L, (j + 1) L) of a tensor, cut at its end."""
+    """L: worker j serves coordinates [j L, (j + 1) L) of a tensor, cut at its end.
+
+    >>> chunk_length(10, 4)  # of 3, 3, 3 and 1 coordinates
+    3
+    """
     return -(-size // workers)
 
 

@@ -72,7 +72,11 @@ def count_true(bits: Bool[Array, "..."]) -> Int[Array, ""]:
 
 
 def packed_shape(n: int) -> tuple[int, ...]:
-    """Shape of the bytes of n truth values."""
+    """Shape of the bytes of n truth values.
+
+    >>> packed_shape(10), packed_shape(5000)
+    ((2,), (5, 128))
+    """
     return (-(-n // 8),) if n <= _ROW else (-(-n // _ROW), _LANES)
 
 

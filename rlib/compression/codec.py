@@ -97,6 +97,9 @@ def encode_tree(
         scope: "leaf" codes each leaf alone (a scale, or a Top-K, per leaf); "global" concatenates
             the leaves first, into one payload. These are different algorithms.
 
+    Raises:
+        TypeError, ValueError: as the codec's `encode`; another scope.
+
     Example:
         >>> tree = {"a": jnp.ones(3), "b": jnp.zeros(2)}
         >>> payloads = encode_tree(Identity(), None, tree)
@@ -112,7 +115,16 @@ def encode_tree(
 
 
 def decode_tree(codec: Codec, payloads: list[Tree], like: Tree, *, scope: str = "leaf") -> Tree:
-    """The pytree of `encode_tree` with the same scope; `like` gives structure, shapes, dtypes."""
+    """The pytree of `encode_tree` with the same scope; `like` gives structure, shapes, dtypes.
+
+    Raises:
+        ValueError: another scope.
+
+    >>> tree = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([4.0])}
+    >>> payloads = encode_tree(Identity(), None, tree, scope="global")
+    >>> len(payloads), float(decode_tree(Identity(), payloads, tree, scope="global")["b"][0])
+    (1, 4.0)
+    """
     leaves, structure = jax.tree.flatten(like)
     if _is_global(scope) and leaves:
         ends = [sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves))]

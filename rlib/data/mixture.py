@@ -161,7 +161,9 @@ def mixture(
     if not names:
         raise ValueError("a mixture of no data sets")
     sets = [fetcher(name, split, length) for name in names]
-    features = [sorted((key, v.dtype, v.shape) for key, v in get([0]).items()) for get, *_ in sets]
+    features = [
+        sorted((key, v.dtype, v.shape) for key, v in get(np.array([0])).items()) for get, *_ in sets
+    ]
     if any(each != features[0] for each in features):
         raise ValueError(f"{', '.join(names)} have not the same features: {features}")
     counts = np.array([count for _, count, _ in sets])

@@ -102,6 +102,9 @@ class Info:
       package: the PyPI package that holds the data, or Python.
       licence: of the data, in a word.
       what: shapes, units, encodings and source.
+
+    >>> info("digits").splits, info("sounds/chime-info").splits
+    (('train', 'test'), ('train',))
     """
 
     name: str

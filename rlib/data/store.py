@@ -26,6 +26,11 @@ def data_dir() -> str:
     The cache is `XDG_CACHE_HOME`, else `~/.cache`. Our own sets lie in the subfolder `rlib`, so
     that no other library's folder is taken for ours. They never lie in a bucket (`gs://`): if that
     is the data directory, they lie in the cache.
+
+    >>> from unittest import mock
+    >>> with mock.patch.dict(os.environ, RLIB_DATA_DIR="/data/of/all"):
+    ...     data_dir()
+    '/data/of/all'
     """
     chosen = os.environ.get("RLIB_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
     return os.path.expanduser(chosen) if chosen else _cache_dir()
@@ -71,6 +76,8 @@ def prepare(name: str) -> None:
 
     Raises:
       DataUnavailable: unknown name, or TensorFlow is missing, which public sets need once.
+
+    >>> prepare("digits")  # from now on `arrays` and `stream` only read
     """
     if name in names():
         arrays(name)

@@ -32,7 +32,13 @@ def _on_mesh(spec: P, mesh: Mesh) -> P:
 def parameter_specs(
     mesh: Mesh, params: Tree, rules: Mapping[str, str | None] = LOGICAL_AXIS_RULES
 ) -> Tree:
-    """PartitionSpecs of an NNX state (or of its `eval_shape`); leaves without names get P()."""
+    """PartitionSpecs of an NNX state (or of its `eval_shape`); leaves without names get P().
+
+    >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    >>> w = nnx.Param(np.zeros((3, 8)), out_sharding=("embed", "mlp"), eager_sharding=False)
+    >>> parameter_specs(mesh, {"w": w})["w"].get_value() == P(None, "model")
+    True
+    """
     with nnx.logical_axis_rules(tuple(rules.items())):
         specs = nnx.get_partition_spec(params)
     return jax.tree.map(lambda spec: _on_mesh(spec, mesh), specs, is_leaf=_is_spec)
@@ -50,6 +56,13 @@ def state_specs(state: Tree, params: Tree, specs: Tree, worker_axis: str | None 
             `worker_axis` is given, always without leading axes of workers.
         specs: as `params`, with a PartitionSpec at each leaf.
         worker_axis: mesh axis of `PerWorker` state; None for one worker, without that axis.
+
+    >>> import optax
+    >>> params = {"w": np.zeros((4, 2), np.float32)}
+    >>> state = jax.eval_shape(optax.scale_by_adam().init, params)
+    >>> specs = state_specs(state, params, {"w": P("model")})
+    >>> specs.mu["w"] == specs.nu["w"] == P("model"), specs.count == P()
+    (True, True)
     """
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
@@ -95,18 +108,33 @@ def _is_spec(node: Any) -> bool:
 
 
 def named(mesh: Mesh, specs: Tree) -> Tree:
-    """A tree of PartitionSpecs as a tree of NamedShardings."""
+    """A tree of PartitionSpecs as a tree of NamedShardings.
+
+    >>> mesh = Mesh(jax.devices(), "data")
+    >>> shardings = named(mesh, {"x": P("data"), "w": P()})
+    >>> shardings["x"].shard_shape((2 * mesh.size, 3)), shardings["w"].shard_shape((3,))
+    ((2, 3), (3,))
+    """
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
 
 
 def batch_spec(mesh: Mesh, leading: int = 0) -> P:
-    """Split the axis after `leading` unsplit ones over the mesh's data axis."""
+    """Split the axis after `leading` unsplit ones over the mesh's data axis.
+
+    >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    >>> batch_spec(mesh, leading=1) == P(None, "data")
+    True
+    """
     axis = LOGICAL_AXIS_RULES["batch"]
     return P(*[None] * leading, axis if axis in mesh.axis_names else None)
 
 
 def data_axis_size(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Into how many parts a batch is split.
+
+    >>> data_axis_size(jax.sharding.AbstractMesh((4, 2), ("data", "model")))
+    4
+    """
     return mesh.shape.get(LOGICAL_AXIS_RULES["batch"], 1)
 
 
@@ -114,6 +142,11 @@ def place(mesh: Mesh, tree: Tree, spec: P | None = None) -> Tree:
     """Put host arrays, the same ones on every process, on the mesh; replicated if `spec` is None.
 
     Raises ValueError if a split axis does not divide by its mesh axis.
+
+    >>> mesh = Mesh(jax.devices(), "data")
+    >>> w = place(mesh, np.ones(3))
+    >>> w.sharding.is_fully_replicated, len(w.addressable_shards) == mesh.size
+    (True, True)
     """
     sharding = NamedSharding(mesh, P() if spec is None else spec)
 
@@ -130,5 +163,14 @@ def place(mesh: Mesh, tree: Tree, spec: P | None = None) -> Tree:
 
 
 def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
-    """Put a host batch on the mesh, its leading axis split over the data axis."""
+    """Put a host batch on the mesh, its leading axis split over the data axis.
+
+    Raises:
+        ValueError: the leading axis does not divide by the data axis of the mesh.
+
+    >>> mesh = Mesh(jax.devices(), "data")
+    >>> x = shard_batch(mesh, np.zeros((2 * mesh.size, 3)))
+    >>> {shard.data.shape for shard in x.addressable_shards}
+    {(2, 3)}
+    """
     return place(mesh, batch, batch_spec(mesh))

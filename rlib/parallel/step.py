@@ -101,6 +101,9 @@ def make_train_step(
             stage's collectives only.
         rules: mesh axis of each logical name.
 
+    Raises:
+        ValueError: `worker_axis` is no axis of the mesh; while tracing: rows that do not divide.
+
     Example:
         >>> import optax
         >>> from rlib.parallel import make_mesh

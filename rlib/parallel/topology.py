@@ -30,7 +30,13 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def tpu_mesh(topology: str, sizes: Mapping[str, int], num_slices: int = 1) -> Mesh:
-    """A mesh over a TPU system such as "v5e:16x16", "v5p:4x4x4" or "v6e:4x4"."""
+    """A mesh over a TPU system such as "v5e:16x16", "v5p:4x4x4" or "v6e:4x4".
+
+    `tpu_mesh("v5e:4x4", {"data": -1, "model": 2})` has the shape (8, 2).
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of chips.
+    """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     more = {"num_slices": num_slices} if num_slices > 1 else {}
     system = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
@@ -38,7 +44,13 @@ def tpu_mesh(topology: str, sizes: Mapping[str, int], num_slices: int = 1) -> Me
 
 
 def h100_mesh(sizes: Mapping[str, int], hosts: int = 1, gpus_per_host: int = 8) -> Mesh:
-    """A mesh over hosts of H100 GPUs."""
+    """A mesh over hosts of H100 GPUs.
+
+    `h100_mesh({"data": -1, "model": 8}, hosts=2)` has the shape (2, 8).
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of GPUs.
+    """
     system = topologies.get_topology_desc(
         platform="cuda",
         topology_name="h100",

@@ -44,6 +44,10 @@ class WireRow:
             operands of two dtypes counts in two rows.
         count: how often one execution of the program runs it.
         bytes_sent: by each device (by the busiest, where groups or pairs are uneven).
+
+    >>> row = WireRow("all-reduce", ("data",), "f32", count=2, bytes_sent=3000.0)
+    >>> row.bytes_sent / row.count
+    1500.0
     """
 
     kind: str
@@ -60,6 +64,14 @@ class WireReport:
     Fields:
         rows: sorted, without duplicates.
         notes: where the count is not exact, and why. Empty: exact, by the ring model.
+
+    >>> report = WireReport((WireRow("all-reduce", ("data",), "f32", 2, 3000.0),))
+    >>> report.total("data"), report.total("model")
+    (3000.0, 0)
+    >>> print(report)
+    collective  axes  dtype  count  bytes sent per device
+    all-reduce  data  f32        2                  3,000
+    total                                           3,000
     """
 
     rows: tuple[WireRow, ...]
