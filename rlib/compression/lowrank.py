@@ -36,6 +36,9 @@ class LowRank(Codec):
     orthonormal basis of Q's span and uniform. With the fixed start there is no delta: all of M may
     lie in the kernel of Q^T; error feedback then never sends it.
 
+    Raises:
+        ValueError: `rank` or `power_iterations` below 1.
+
     >>> codec, u = LowRank(rank=1), jnp.outer(jnp.arange(1.0, 4.0), jnp.ones(4))
     >>> jnp.allclose(codec.decode(codec.encode(None, u), u), u, atol=1e-5)
     Array(True, dtype=bool)

@@ -33,6 +33,9 @@ class StochasticQuantization(Codec):
     omega = min(d / s^2, sqrt(d) / s) (Lemma 3.1). The norm is float32, with the range that
     `ScaledSign` states.
 
+    Raises:
+        ValueError: `bits` not from 2 to 8.
+
     >>> codec, u = StochasticQuantization(bits=4), jnp.array([0.0, -5.0])
     >>> codec.decode(codec.encode(jax.random.key(0), u), u)
     Array([ 0., -5.], dtype=float32)

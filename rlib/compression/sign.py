@@ -37,6 +37,9 @@ class ScaledSign(Codec):
     Nothing left to count gives s = 0. Squares are summed in float32, so magnitudes below 1e-19
     count as 0 in the l2 scale, and those above 1e19 overflow.
 
+    Raises:
+        ValueError: another scale.
+
     >>> codec, u = ScaledSign(), jnp.array([1.0, -2.0, 2.0, 0.0])
     >>> codec.decode(codec.encode(None, u), u)
     Array([ 1.5, -1.5,  1.5,  1.5], dtype=float32)

@@ -76,6 +76,9 @@ def variance_ratio(sizes: ArrayLike, tau: float, second_moments: ArrayLike | Non
         at least 1. With unequal ones the ratio can be below 1, and is where the abundant domains'
         gradients are much larger.
 
+    Raises:
+        ValueError: arrays of other shapes.
+
     >>> round(variance_ratio([900, 100], 2.0), 4)
     1.25
     >>> round(variance_ratio([900, 100], 2.0, [1.0, 0.0]), 4)

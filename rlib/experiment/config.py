@@ -26,6 +26,9 @@ def apply_preset(
         presets: name -> changes, nested or with dotted keys.
         preset: one of the names.
 
+    Raises:
+        UsageError: an unknown preset, or a key that the configuration lacks.
+
     >>> apply_preset({"model": {"width": 64}}, {"smoke": {"model.width": 8}}, "smoke").model.width
     8
     """

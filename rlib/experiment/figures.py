@@ -42,18 +42,34 @@ def panels(
     Args:
         size: inches of one panel.
         kwargs: as `Figure.subplots`.
+
+    >>> figure, axes = panels(2, 3)
+    >>> axes.shape, figure.get_size_inches().round(1).tolist()
+    ((2, 3), [10.2, 5.2])
     """
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
-    """One legend below all panels, of the lines of one."""
+    """One legend below all panels, of the lines of one.
+
+    >>> figure, axes = panels()
+    >>> lines = axes[0, 0].plot([0, 1], label="winner")
+    >>> legend(figure, axes[0, 0])
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['winner']
+    """
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
 def picture(axes: Axes, image: np.ndarray, title: str = "", **kwargs: Any) -> Any:
-    """Show (H, W), (H, W, 1) or (H, W, 3) without ticks."""
+    """Show (H, W), (H, W, 1) or (H, W, 3) without ticks.
+
+    >>> figure, axes = panels()
+    >>> picture(axes[0, 0], np.zeros((4, 5, 1)), "black").get_array().shape
+    (4, 5)
+    """
     axes.set_axis_off()
     axes.set_title(title)
     return axes.imshow(image.squeeze(), interpolation="nearest", **kwargs)

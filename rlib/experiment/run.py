@@ -50,6 +50,12 @@ class Run:
         seeds: overrides the configuration's number of seeds.
         only: restricts `select`; empty for all.
         console: where progress and warnings go, or None.
+
+    >>> run = Run(only=["b"])
+    >>> run.select(["a", "b"])
+    ['b']
+    >>> float(run.cached("fit/b/seed0", lambda: {"loss": 0.25})["loss"])
+    0.25
     """
 
     checkpoint_seconds = 30.0

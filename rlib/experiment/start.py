@@ -79,6 +79,10 @@ def start(main: FunctionType, *, memory_keys: Sequence[str] = (), cpu_devices: i
         memory_keys: configuration keys to lower when memory runs out, best first.
         cpu_devices: into how many a CPU is split where the mesh takes all there are (-1). More
             than 1 for programs of many small operations, which leave cores idle.
+
+    >>> def main(config, run=None): ...
+    >>> if __name__ == "__main__":  # the end of experiments/NAME.py
+    ...     start(main)
     """
     spec = sys.modules["__main__"].__spec__
     name = spec.name.rsplit(".", 1)[-1] if spec is not None else Path(sys.argv[0]).stem

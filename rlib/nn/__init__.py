@@ -11,7 +11,6 @@ from rlib.nn.coordinate import (
     Gaussian,
     Siren,
     Wire,
-    symmetric_uniform,
 )
 from rlib.nn.functional import affine, cosine, sine
 from rlib.nn.partitioning import logical_axes
@@ -19,7 +18,6 @@ from rlib.nn.perceptron import Perceptron
 from rlib.nn.resnet import GroupNorm, ResidualBlock, ResNet, group_norm
 from rlib.nn.transformer import (
     Transformer,
-    TransformerLayer,
     causal_attention,
     next_token_loss,
     rotary,
@@ -40,7 +38,6 @@ __all__ = [
     "ResidualBlock",
     "Siren",
     "Transformer",
-    "TransformerLayer",
     "Wire",
     "affine",
     "avg_pool",
@@ -56,5 +53,4 @@ __all__ = [
     "rotary",
     "rotary_table",
     "sine",
-    "symmetric_uniform",
 ]

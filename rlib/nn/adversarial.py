@@ -35,6 +35,9 @@ def fgsm(
             broadcasts against x. Where the gradient is 0, x stays.
         low, high: range of valid inputs, for example of pixels.
 
+    Raises:
+        ValueError: a distance below 0, or not finite.
+
     >>> fgsm(lambda x: jnp.sum(x**2), jnp.array([1.0, -2.0, 0.0]), 0.5)
     Array([ 1.5, -2.5,  0. ], dtype=float32)
     """
@@ -61,6 +64,9 @@ def pgd(
         loss, x, epsilon, low, high: as for `fgsm`.
         step: length, as epsilon.
         key: start at a uniform point within the distance; None starts at x.
+
+    Raises:
+        ValueError: a distance below 0, or not finite; `steps` below 1.
 
     >>> pgd(lambda x: jnp.sum(x**2), jnp.array([1.0, -2.0]), 0.3, step=0.125, steps=9)
     Array([ 1.3, -2.3], dtype=float32)

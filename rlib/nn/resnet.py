@@ -41,6 +41,10 @@ def group_norm(
 
     Raises:
         ValueError: the channels do not divide into the groups.
+
+    >>> x = jnp.array([1.0, 3.0, 10.0, 30.0]).reshape(1, 1, 1, 4)
+    >>> group_norm(x, jnp.ones(4), jnp.zeros(4), groups=2).ravel().round(3)
+    Array([-1.,  1., -1.,  1.], dtype=float32)
     """
     n, channels = x.shape[0], x.shape[-1]
     if channels % groups:
@@ -57,7 +61,15 @@ def group_norm(
 
 
 class GroupNorm(nnx.Module):
-    """`group_norm` with a scale, ones at first, and a bias, zeros at first."""
+    """`group_norm` with a scale, ones at first, and a bias, zeros at first.
+
+    Raises:
+        ValueError: the channels do not divide into the groups.
+
+    >>> norm = GroupNorm(channels=4, groups=2)
+    >>> norm(jnp.array([1.0, 3.0, 10.0, 30.0]).reshape(1, 1, 1, 4)).ravel().round(3)
+    Array([-1.,  1., -1.,  1.], dtype=float32)
+    """
 
     def __init__(
         self,
@@ -81,6 +93,13 @@ class ResidualBlock(nnx.Module):
     """shortcut + conv(relu(norm(conv(relu(norm(x)))))); its inner channels are "mlp".
 
     The shortcut is x, or, where the shape changes, a 1x1 convolution of relu(norm(x)).
+
+    Raises:
+        ValueError: the channels do not divide into the groups.
+
+    >>> apply = lambda x: ResidualBlock(8, 16, stride=2, rngs=nnx.Rngs(0))(x)
+    >>> jax.eval_shape(apply, jnp.zeros((5, 32, 32, 8))).shape
+    (5, 16, 16, 16)
     """
 
     def __init__(
@@ -136,8 +155,8 @@ class ResNet(nnx.Module):
         dtype: of the computation; parameters, statistics and logits stay as they are.
 
     Example:
-        >>> network = ResNet(10, in_channels=1, blocks=1, rngs=nnx.Rngs(0))
-        >>> network(jnp.zeros((5, 28, 28, 1))).shape
+        >>> logits = lambda images: ResNet(10, in_channels=1, blocks=1, rngs=nnx.Rngs(0))(images)
+        >>> jax.eval_shape(logits, jnp.zeros((5, 28, 28, 1))).shape
         (5, 10)
     """
 

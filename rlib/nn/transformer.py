@@ -39,14 +39,24 @@ AttentionFn = Callable[[Array, Array, Array], Array]
 def causal_attention(
     q: Float[Array, "b t n h"], k: Float[Array, "b t kv h"], v: Float[Array, "b t kv h"]
 ) -> Float[Array, "b t n h"]:
-    """softmax(q k^T / sqrt(H)) v over positions that are not later, by `jax.nn`."""
+    """softmax(q k^T / sqrt(H)) v over positions that are not later, by `jax.nn`.
+
+    >>> v = jnp.array([1.0, 3.0, 8.0]).reshape(1, 3, 1, 1)
+    >>> causal_attention(0 * v, 0 * v, v).ravel()  # means of what has come
+    Array([1., 2., 4.], dtype=float32)
+    """
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
 def rotary_table(
     positions: Int[Array, " t"], size: int, base: float = 10_000.0
 ) -> tuple[Float[Array, "t 1 size/2"], Float[Array, "t 1 size/2"]]:
-    """cos and sin of position * base^(-2 i / size), i = 0 .. size / 2 - 1, in float32."""
+    """cos and sin of position * base^(-2 i / size), i = 0 .. size / 2 - 1, in float32.
+
+    >>> cos, sin = rotary_table(jnp.arange(3), 4)
+    >>> cos.shape, [round(float(s), 4) for s in sin[1, 0]]  # of 1 and 1/100
+    ((3, 1, 2), [0.8415, 0.01])
+    """
     frequencies = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
     angles = positions.astype(jnp.float32)[:, None, None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
@@ -78,6 +88,9 @@ def next_token_loss(
 
     `weights` multiply the sequences' losses; the sum is divided by the number of sequences, not by
     their weights, so that weights for sampling leave the mean gradient as it is.
+
+    Raises:
+        ValueError: sequences of one token.
 
     >>> round(float(next_token_loss(jnp.zeros((2, 8, 256)), jnp.zeros((2, 8), jnp.uint8))), 4)
     5.5452
@@ -159,8 +172,9 @@ class Transformer(nnx.Module):
         ValueError: D does not divide into N even heads, or N not into K groups.
 
     Example:
-        >>> network = Transformer(256, layers=2, embed=32, heads=4, kv_heads=2, rngs=nnx.Rngs(0))
-        >>> network(jnp.zeros((3, 10), jnp.uint8)).shape
+        >>> sizes = dict(layers=2, embed=32, heads=4, kv_heads=2)
+        >>> logits = lambda tokens: Transformer(256, **sizes, rngs=nnx.Rngs(0))(tokens)
+        >>> jax.eval_shape(logits, jnp.zeros((3, 10), jnp.uint8)).shape
         (3, 10, 256)
     """
 

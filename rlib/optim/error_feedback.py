@@ -188,6 +188,16 @@ def scale_by_econtrol(
             done again: go on to "rest" when `count` is not 0.
         scope: C of the whole gradient as one vector, or of each tensor: two algorithms.
         seed: for codecs that draw.
+
+    Raises:
+        ValueError: another `init` or `eta`; while tracing: no `eta` for a codec that is no
+            contraction, an axis that is not bound, gradients that are averaged already.
+
+    >>> from rlib.compression import TopK
+    >>> tx = scale_by_econtrol(TopK(k=1), eta=0.5, init="zeros")
+    >>> update, state = tx.update(jnp.array([4.0, 2.0]), tx.init(jnp.zeros(2)))
+    >>> tx.update(jnp.array([4.0, 2.0]), state)[0]  # 3: half the error, 1, with the gradient's 2
+    Array([4., 3.], dtype=float32)
     """
     return _feedback(
         codec,
@@ -211,7 +221,17 @@ def scale_by_ef21(
     scope: Scope = "global",
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """EF21; with `momentum` a it is EF21-SGDM, on v = (1 - a) v + a g. Arguments as EControl's."""
+    """EF21; with `momentum` a it is EF21-SGDM, on v = (1 - a) v + a g. Arguments as EControl's.
+
+    Raises:
+        ValueError: as EControl's.
+
+    >>> from rlib.compression import TopK
+    >>> tx = scale_by_ef21(TopK(k=1), init="zeros")
+    >>> update, state = tx.update(jnp.array([4.0, 2.0]), tx.init(jnp.zeros(2)))
+    >>> update, tx.update(jnp.array([4.0, 2.0]), state)[0]
+    (Array([4., 0.], dtype=float32), Array([4., 2.], dtype=float32))
+    """
     return _feedback(
         codec,
         "scale_by_ef21",
@@ -232,7 +252,17 @@ def scale_by_error_compensation(
     scope: Scope = "global",
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """EC (EF14): D = C(e + g), e <- e + g - D, the update is mean D. Arguments as EControl's."""
+    """EC (EF14): D = C(e + g), e <- e + g - D, the update is mean D. Arguments as EControl's.
+
+    Raises:
+        ValueError: as EControl's.
+
+    >>> from rlib.compression import TopK
+    >>> tx = scale_by_error_compensation(TopK(k=1))
+    >>> update, state = tx.update(jnp.array([4.0, 3.0]), tx.init(jnp.zeros(2)))
+    >>> update, tx.update(jnp.array([4.0, 3.0]), state)[0]
+    (Array([4., 0.], dtype=float32), Array([0., 6.], dtype=float32))
+    """
     return _feedback(
         codec,
         "scale_by_error_compensation",

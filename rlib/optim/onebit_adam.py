@@ -291,6 +291,13 @@ def second_moment_stability(opt_state: Tree) -> float:
 
     Raises:
         ValueError: a second moment is not finite.
+
+    >>> tx = scale_by_onebit_adam(window=1)
+    >>> state = tx.init(jnp.zeros(2))
+    >>> for gradient in (3.0, 4.0):
+    ...     _, state = tx.update(jnp.full(2, gradient), state, stage="warmup")
+    >>> round(second_moment_stability(state), 3)  # 9 / (0.4998 * 9 + 0.5002 * 16)
+    0.72
     """
     state = _find(opt_state)
     if any(total == 0 for total in _totals(state).values()):
@@ -306,6 +313,10 @@ def check_second_moment(opt_state: Tree) -> None:
     Raises:
         ValueError: a second moment is not finite, or zero throughout a tensor, which would stand
             still from then on.
+
+    >>> check_second_moment(scale_by_onebit_adam().init({"w": jnp.zeros(2)}))
+    Traceback (most recent call last):
+    ValueError: the second moment of ['w'] is 0: the warm-up must go on
     """
     for name, total in _totals(_find(opt_state)).items():
         if total == 0:

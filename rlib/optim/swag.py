@@ -60,6 +60,9 @@ def record_swag(start: int, every: int, rank: int = 10) -> optax.GradientTransfo
         every: steps an epoch: weights are recorded after steps start + every, start + 2 every, ...
         rank: K, deviations kept; 2 or more.
 
+    Raises:
+        ValueError: `start`, `every` or `rank` too small; an update without parameters.
+
     Example:
         >>> tx = optax.chain(optax.sgd(0.5), record_swag(start=0, every=1, rank=2))
         >>> x = jnp.array([4.0])
@@ -164,6 +167,9 @@ def swag_log_density(
     Args:
         params: shaped like the recorded ones.
         scale, floor: as for `swag_sample`; the density of what it draws needs the same.
+
+    Raises:
+        ValueError: parameters of other shapes than the posterior's.
 
     >>> state = record_swag(0, 1, rank=2).init(jnp.zeros(1))._replace(variance=2 * jnp.ones(1))
     >>> float(swag_log_density(state, jnp.zeros(1)))

@@ -157,6 +157,10 @@ def wire_bytes_of_text(text: str, mesh: Mesh | AbstractMesh, slices: int = 1) ->
 
     `slices` TPU slices, if several, share the mesh's first axis in equal parts.
 
+    Raises:
+        ValueError: no HLO module, another number of devices than the mesh's, or slices that do not
+            share the mesh's first axis.
+
     >>> from jax.sharding import AbstractMesh
     >>> hlo = '''ENTRY %main (x: u8[6]) -> u8[12] {
     ...   %x = u8[6]{0} parameter(0)

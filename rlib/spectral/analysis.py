@@ -21,6 +21,9 @@ def band_limited_noise(
         low, high: the band, closed, as fractions of the Nyquist frequency.
         seed: of the phases, one per frequency bin in the band, in order.
 
+    Raises:
+        ValueError: a band outside [0, 1], or without width.
+
     >>> y = band_limited_noise(1024, 0.5, 0.9)
     >>> y.shape, float(np.abs(y).max())
     ((1024, 1), 1.0)
@@ -37,7 +40,12 @@ def band_limited_noise(
 
 
 def amplitude_spectrum(y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies (fractions of Nyquist) and abs(rfft) along axis 0, for y of shape (N, ...)."""
+    """Frequencies (fractions of Nyquist) and abs(rfft) along axis 0, for y of shape (N, ...).
+
+    >>> frequencies, amplitudes = amplitude_spectrum(np.cos(np.pi * np.arange(8) / 2))
+    >>> frequencies, amplitudes.round(6)
+    (array([0.  , 0.25, 0.5 , 0.75, 1.  ]), array([0., 0., 4., 0., 0.]))
+    """
     signal = np.asarray(y, np.float64)
     return 2 * np.fft.rfftfreq(signal.shape[0]), np.abs(np.fft.rfft(signal, axis=0))
 
@@ -69,6 +77,10 @@ def empirical_ntk(
     Args:
         apply: (params, x of shape (d,)) -> output of one element.
         rows: gradients that are formed at a time; the whole J is kept, n times the parameters.
+
+    >>> empirical_ntk(lambda w, x: w @ x, jnp.ones(1), jnp.array([[1.0], [2.0]]))  # x x^T / 4
+    Array([[0.25, 0.5 ],
+           [0.5 , 1.  ]], dtype=float32)
     """
 
     def gradient(point: Array) -> Array:
@@ -83,6 +95,9 @@ def ntk_spectrum(kernel: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
     That sum over the eigenpairs is the diagonal of F K F^H / n, so no eigenvectors are needed.
     Points must be equally spaced. Returns frequencies (fractions of Nyquist) and values, float64.
+
+    >>> ntk_spectrum(np.ones((4, 4)))  # fits constants only
+    (array([0. , 0.5, 1. ]), array([4., 0., 0.]))
     """
     k = np.asarray(kernel, np.float64)
     n = k.shape[0]

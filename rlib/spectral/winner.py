@@ -89,6 +89,9 @@ def noise_scales(
         kind: the published schedules, or one's own.
         channel_rule: "code" uses psi / C^2, as released; "paper" psi / C. Equal for C = 1.
 
+    Raises:
+        ValueError: psi outside [0, 1], another `channel_rule` or `kind`.
+
     >>> s0, s1 = noise_scales(0.5, 1, kind="audio")
     >>> round(s0, 4), s1
     (3394.3092, 1.5)

@@ -1,5 +1,5 @@
 """Training loops: pure, without files or flags."""
 
-from rlib.training.fit import History, Phase, fit, whole_batch
+from rlib.training.fit import History, Phase, fit
 
-__all__ = ["History", "Phase", "fit", "whole_batch"]
+__all__ = ["History", "Phase", "fit"]

@@ -58,12 +58,24 @@ def fit(
             or an iterator of host batches, which must stand where `state` does. With several
             processes each one's iterator gives its own rows of the batch
             (`data.stream(process_index=..., process_count=...)`).
-        batch_at: (data, step) -> batch; a module-level function, since it is a key of jit's cache.
+        batch_at: (data, step) -> batch, all data if not given; a module-level function,
+            since it is a key of jit's cache.
         chunk: steps per device call; about 2 s of work or less keeps Ctrl-C kind.
         on_chunk: called after each chunk with the state and the metrics since `fit` began.
 
     Returns:
         The state, and for every metric its values, one per step done here.
+
+    Raises:
+        ValueError: `chunk` below 1.
+
+    >>> import optax
+    >>> from rlib.parallel import make_mesh, make_train_step
+    >>> loss = lambda w, _, batch, key: (jnp.mean((batch - w) ** 2), {})
+    >>> train = make_train_step(loss, optax.sgd(0.25), make_mesh({"data": -1}), jnp.zeros(()))
+    >>> state, history = fit([Phase(train, steps=3)], train.init(jnp.zeros(())), jnp.ones(8))
+    >>> float(state.params), history["loss"].tolist()
+    (0.875, [1.0, 0.25, 0.0625])
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: a device call runs at least one step")
