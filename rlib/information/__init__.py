@@ -1,15 +1,12 @@
 """Information: estimators, objectives of the information bottleneck, and what they show."""
 
 from rlib.information.bottleneck import (
-    IBState,
-    LayerFit,
     information_bottleneck,
     information_bound,
     layer_beta,
 )
 from rlib.information.cs_ib import (
     CSIBRegressor,
-    CSIBTerms,
     Encoded,
     cs_ib_loss,
     hsic_penalty,
@@ -33,7 +30,6 @@ from rlib.information.gaussian import (
     normal_log_density,
 )
 from rlib.information.generalization import (
-    Correlations,
     StochasticClassifier,
     StochasticEncoder,
     binned_information,
@@ -48,7 +44,6 @@ from rlib.information.kernels import (
     conditional_cs_divergence,
     cs_divergence,
     cs_mutual_information,
-    gaussian_gram,
     hsic,
     median_distance,
     mmd,
@@ -58,7 +53,6 @@ from rlib.information.kernels import (
 from rlib.information.lossy import (
     Autoencoder,
     NoisyClassifier,
-    Projection,
     add_noise,
     channel_information,
     component_correlation,
@@ -71,7 +65,6 @@ from rlib.information.lossy import (
 )
 from rlib.information.neighbours import (
     ESTIMATORS,
-    InformationEstimator,
     gaussianise,
     kl_entropy,
     kl_weights,
@@ -79,10 +72,7 @@ from rlib.information.neighbours import (
     mutual_information,
 )
 from rlib.information.plane import (
-    Estimator,
-    GradientPhase,
     PlaneTraining,
-    RangePolicy,
     Trajectory,
     accuracies,
     bin_ranges,
@@ -106,7 +96,6 @@ from rlib.information.plane import (
 )
 from rlib.information.variational import (
     BOUNDS,
-    Bound,
     ConcatenatedCritic,
     SeparableCritic,
     descend,
@@ -123,21 +112,11 @@ __all__ = [
     "BOUNDS",
     "ESTIMATORS",
     "Autoencoder",
-    "Bound",
     "CSIBRegressor",
-    "CSIBTerms",
     "ConcatenatedCritic",
-    "Correlations",
     "Encoded",
-    "Estimator",
-    "GradientPhase",
-    "IBState",
-    "InformationEstimator",
-    "LayerFit",
     "NoisyClassifier",
     "PlaneTraining",
-    "Projection",
-    "RangePolicy",
     "SeparableCritic",
     "StochasticClassifier",
     "StochasticEncoder",
@@ -163,7 +142,6 @@ __all__ = [
     "fit_autoencoder",
     "fit_critic",
     "gaussian_entropy",
-    "gaussian_gram",
     "gaussian_information",
     "gaussian_pair",
     "gaussianise",

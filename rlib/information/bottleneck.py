@@ -111,6 +111,9 @@ def information_bottleneck(
         beta: weight of I(T;Y), above 0 and finite; up to 1 the minimum is the trivial encoder.
         num_t: values of T; two or more for each value of Y avoid poor local minima.
 
+    Raises:
+        ValueError: `beta` or `num_t` out of range.
+
     >>> state = information_bottleneck(jnp.eye(2) / 2, 20.0, 4, jax.random.key(0))
     >>> round(float(state.ixt), 3), round(float(state.ity), 3)
     (1.0, 1.0)
@@ -137,6 +140,9 @@ def information_bound(
     Args:
         p_xy: joint distribution (x, y); merge inputs of equal p(y|x) first.
         betas: above 0 and finite, in any order; a dense grid follows the bound better.
+
+    Raises:
+        ValueError: no betas, or some out of range.
 
     >>> bound = information_bound(jnp.eye(2) / 2, [0.5, 20.0])
     >>> bound.round(3).tolist()
@@ -196,6 +202,9 @@ def layer_beta(
         cells: the value of T of each of the equiprobable inputs, for example `hash_rows`.
         p_y_x: p(y|x), rows sum to 1.
         largest: of the betas searched.
+
+    Raises:
+        ValueError: p(y|x) that is not one distribution a row.
 
     >>> soft = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]])
     >>> fit = layer_beta(np.array([0, 0, 1, 1]), soft)

@@ -74,10 +74,11 @@ class CSIBRegressor(nnx.Module):
         latent: features of the code t.
         stochastic: the encoder returns a normal distribution (VIB and NIB need one).
 
-    >>> network = CSIBRegressor(3, 1, hidden=8, latent=2, stochastic=True, rngs=nnx.Rngs(0))
-    >>> out = network(jnp.ones((5, 3)), key=jax.random.key(0))
-    >>> out.prediction.shape, out.code.shape, bool((out.code == out.mean).any())
-    ((5, 1), (5, 2), False)
+    >>> make = lambda: CSIBRegressor(3, 1, hidden=8, latent=2, stochastic=True, rngs=nnx.Rngs(0))
+    >>> encode = lambda x, key: make()(x, key=key)
+    >>> out = jax.eval_shape(encode, jnp.ones((5, 3)), jax.random.key(0))
+    >>> out.prediction.shape, out.code.shape
+    ((5, 1), (5, 2))
     """
 
     def __init__(
@@ -152,6 +153,9 @@ def cs_ib_loss(
             (sigma_y^2 ln 2), for one target (c = 1).
         normalized: of `kernels.cs_mutual_information`.
         denominator, block, axis_name: see `rlib.information.kernels`.
+
+    Raises:
+        ValueError: another variant, a beta below 0 or not finite, or as `rlib.information.kernels`.
 
     >>> x = jnp.array([[0.0], [1.0]])
     >>> loss, terms = cs_ib_loss(x, x, x[::-1], x, 0.5)

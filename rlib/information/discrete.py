@@ -41,6 +41,9 @@ def bin_codes(
             num_bins - 1 bins and one more for everything from `high` on; below `low` wraps
             around to that last one.
 
+    Raises:
+        ValueError: too few bins, or another reference.
+
     >>> bin_codes(jnp.array([-1.0, -0.99, 0.0, 1.0, 5.0]), num_bins=4)
     Array([0, 0, 2, 3, 3], dtype=int32)
     >>> bin_codes(jnp.array([-1.5, -0.99, 0.0, 1.0, 5.0]), num_bins=4, reference="idnns")
@@ -65,6 +68,9 @@ def width_codes(outputs: Float[Array, "*shape"], width: float) -> Int[Array, "*s
     """floor(output / width): bins of a fixed width, as many as the outputs reach.
 
     NaN falls into the lowest bin, -2^31; a bin beyond 32 bits into the last one.
+
+    Raises:
+        ValueError: a width that is not above 0.
 
     >>> width_codes(jnp.array([-0.1, 0.1, 0.9]), 0.5)
     Array([-1,  0,  1], dtype=int32)
@@ -92,6 +98,9 @@ def output_range(outputs: Float[Array, "rows units"]) -> Float[Array, "2"]:
 
 def hash_rows(codes: Int[Array, "rows units"]) -> UInt[Array, " rows"]:
     """A 32-bit hash of each row: equal rows share it, others do with probability 2^-32.
+
+    Raises:
+        ValueError: codes that are no matrix.
 
     >>> a, b, c = hash_rows(jnp.array([[1, 2], [1, 2], [2, 1]]))
     >>> bool(a == b), bool(a == c)
@@ -138,6 +147,9 @@ def information_plane_point(
         codes: of `bin_codes` or `width_codes`.
         y: labels from 0 to num_classes - 1, at most 2^16 of them.
 
+    Raises:
+        ValueError: not one label a row, or too few or too many classes.
+
     >>> codes = jnp.array([[0], [0], [1], [1]])
     >>> information_plane_point(codes, jnp.array([0, 0, 1, 1]))
     Array([1., 1.], dtype=float32)
@@ -171,6 +183,9 @@ def kde_entropy_bounds(
     Args:
         noise_var: s^2 of each unit's noise, in the square of the outputs' unit.
         block: rows whose distances to all rows are in memory at a time.
+
+    Raises:
+        ValueError: a variance that is not above 0.
 
     >>> far = jnp.array([[0.0], [100.0]])
     >>> kde_entropy_bounds(far, 0.1) - gaussian_entropy(1, 0.1)  # log 2

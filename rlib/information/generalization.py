@@ -83,6 +83,9 @@ class StochasticClassifier(nnx.Module):
     Args:
         sizes: inputs, width of each hidden layer, dimensions of Z, classes.
 
+    Raises:
+        ValueError: fewer than three sizes.
+
     >>> classifier = StochasticClassifier((2, 8, 3, 5), rngs=nnx.Rngs(0))
     >>> classifier(jnp.ones((7, 2)), jax.random.key(0)).shape
     (7, 5)
@@ -120,6 +123,9 @@ def feature_information(
         scale: noise, in the features' unit.
         variant: "official" takes one coordinate's log density for log p(z | x), all coordinates'
             for the marginal, and both at z = f(x): off by (dims - 1) log(scale sqrt(2 pi)).
+
+    Raises:
+        ValueError: another variant, features that are no matrices of one width, or no samples.
 
     >>> f = jnp.array([[0.0, 0.0], [50.0, 50.0]])
     >>> float(feature_information(f, f, 1.0, jax.random.key(0)))
@@ -301,6 +307,9 @@ def combined_score(
     Args:
         scaled: bring the second term to the mean of the first over the pool, as the paper does
             before it adds.
+
+    Raises:
+        ValueError: not one value a model each.
 
     >>> combined_score([1.0, 3.0], [100.0, 300.0])
     array([2., 6.])

@@ -53,27 +53,7 @@ Denominator = Literal["sum_of_squares", "square_of_sum"]
 _DIRECT = 4  # up to so many features, distances are sums of squared differences, without cancelling
 
 
-# Gram matrices and bandwidths
-
-
-def gaussian_gram(
-    a: Float[Array, "n d"], b: Float[Array, "m d"], sigma: float | Scalar
-) -> Float[Array, "n m"]:
-    """exp(-|a_i - b_j|^2 / (2 sigma^2)).
-
-    Args:
-        a, b: samples as rows.
-        sigma: width, a standard deviation in the samples' unit.
-
-    >>> gaussian_gram(jnp.array([[0.0], [1.0]]), jnp.array([[0.0]]), 1.0)
-    Array([[1.        ],
-           [0.60653067]], dtype=float32)
-    """
-    a, b = _samples("gaussian_gram", a=a, b=b)
-    _same_features("gaussian_gram", a, b)
-    _positive("gaussian_gram", sigma=sigma)
-    a, b = _centred(b, a, b)
-    return jnp.exp(jax.vmap(lambda row: _log_kernel(row, b, sigma))(a))
+# Bandwidths
 
 
 def median_distance(x: Samples, *, most: int = 1000, axis_name: str | None = None) -> Scalar:
@@ -85,6 +65,9 @@ def median_distance(x: Samples, *, most: int = 1000, axis_name: str | None = Non
     Args:
         x: samples as rows.
         most: of more samples, so many, evenly spaced in their order, stand for all.
+
+    Raises:
+        ValueError: `most` below 2.
 
     >>> float(median_distance(jnp.array([[0.0], [0.0], [1.0], [3.0]])))
     2.0

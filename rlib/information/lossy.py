@@ -101,6 +101,9 @@ def channel_information(
         eigenvalues: of the covariance of X.
         noise: variance of the noise.
 
+    Raises:
+        ValueError: a variance of the noise that is not above 0.
+
     >>> [round(float(channel_information(jnp.array([4, 1, 0.25]), 0.1, n)), 4) for n in (3, 2)]
     [3.6821, 3.0557]
     """
@@ -169,6 +172,9 @@ class Projection(NamedTuple):
 def principal_axes(x: Float[Array, "n p"], dim: int) -> Projection:
     """The `dim` directions in which a sample varies most.
 
+    Raises:
+        ValueError: more axes than coordinates.
+
     >>> project = principal_axes(jnp.array([[0.0, 5.0], [0.1, -5.0], [-0.1, 0.0]]), 1)
     >>> [round(abs(float(a))) for a in project.axes[:, 0]]
     [0, 1]
@@ -184,6 +190,9 @@ def add_noise(key: jax.Array, x: Array, sigma: float, *, relative: bool = True) 
     """x (1 + sigma eps), or x + sigma eps, with eps ~ N(0, 1) for each number.
 
     Relative noise leaves zeros as they are.
+
+    >>> add_noise(jax.random.key(0), jnp.zeros(3), 0.5)
+    Array([0., 0., 0.], dtype=float32)
     """
     eps = jax.random.normal(key, x.shape, x.dtype)
     return x * (1 + sigma * eps) if relative else x + sigma * eps
@@ -200,8 +209,11 @@ class Autoencoder(nnx.Module):
         channels: of the convolutions; none for affine layers alone.
         widths: of the affine layers between.
 
-    >>> coder = Autoencoder((8, 8, 1), 2, channels=(4,), rngs=nnx.Rngs(0))
-    >>> coder.encode(jnp.zeros((5, 8, 8, 1))).shape
+    Raises:
+        ValueError: images that cannot be halved that often.
+
+    >>> encode = lambda x: Autoencoder((8, 8, 1), 2, channels=(4,), rngs=nnx.Rngs(0)).encode(x)
+    >>> jax.eval_shape(encode, jnp.zeros((5, 8, 8, 1))).shape
     (5, 2)
     """
 
@@ -264,6 +276,13 @@ def fit_autoencoder(
 
     Returns:
         The encoder, images -> codes, and the mean absolute error over the images.
+
+    Raises:
+        ValueError: as `Autoencoder`.
+
+    >>> fit = lambda key, images: fit_autoencoder(key, images, 2, widths=(8,), steps=3)[1]
+    >>> jax.eval_shape(fit, jax.random.key(0), jnp.zeros((20, 4, 4, 1))).shape
+    ()
     """
     first, second, last = jax.random.split(key, 3)
     shape, rngs = images.shape[1:], nnx.Rngs(first)
@@ -302,8 +321,12 @@ class NoisyClassifier(nnx.Module):
         relative: multiply by 1 + noise, or add it.
         dropout: rate before each convolution, if asked for.
 
-    >>> network = NoisyClassifier((8, 8, 1), 10, widths=(6,), rngs=nnx.Rngs(0))
-    >>> [layer.shape for layer in network(jnp.zeros((5, 8, 8, 1)), jax.random.key(0))]
+    Raises:
+        ValueError: images too small for the convolutions.
+
+    >>> make = lambda: NoisyClassifier((8, 8, 1), 10, widths=(6,), rngs=nnx.Rngs(0))
+    >>> layers = lambda images, key: make()(images, key)
+    >>> [h.shape for h in jax.eval_shape(layers, jnp.zeros((5, 8, 8, 1)), jax.random.key(0))]
     [(5, 6), (5, 10)]
     """
 
@@ -380,6 +403,15 @@ def information_path(
         ranks: make codes' coordinates normal by their ranks first.
         jitter: noise added to a layer's code, in its coordinates' standard deviations: dead units
             make codes coincide, which has no entropy.
+
+    Raises:
+        ValueError: as `mutual_information`.
+
+    >>> x = jax.random.normal(jax.random.key(0), (40, 2))
+    >>> layers, labels = [x, jnp.maximum(x, 0)], (x[:, 0] > 0).astype(int)
+    >>> path = lambda key: information_path(key, x, layers, labels, 2, dim=2)
+    >>> [of_layers.shape for of_layers in jax.eval_shape(path, jax.random.key(1))]
+    [(2,), (2,)]
     """
     keys = jax.random.split(key, 2 * len(layers) + 1)
     if ranks:

@@ -302,6 +302,9 @@ def kl_weights(k: int, d: int) -> np.ndarray:
     nothing to cancel: (1, 0, ...). Variance grows with sum |w|: 3.5 for k = d = 5, 33 for d = 8,
     755 for d = 12. Where the equations cannot be met, from d = 17 on for k = 5: (1, 0, ...).
 
+    Raises:
+        ValueError: no neighbours, or a negative dimension.
+
     >>> kl_weights(5, 5).round(6).tolist()
     [1.54059, 0.669625, 0.059949, -0.427792, -0.842371]
     """

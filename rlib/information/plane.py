@@ -122,6 +122,9 @@ def soft_labels(
     Args:
         information: in bits, above 0 and below the entropy of those classes.
 
+    Raises:
+        ValueError: no gamma gives so much information, or all levels are the same.
+
     >>> soft_labels(icosahedral_levels()).shape
     (4096, 2)
     """
@@ -163,6 +166,12 @@ class PlaneTraining:
         batch: samples a step; the last, incomplete batch of an epoch is left out.
         train_fraction: of the patterns.
         shuffle: draw the split and shuffle each epoch; if not, the first patterns, in fixed order.
+
+    Raises:
+        ValueError: a field that is not as described.
+
+    >>> PlaneTraining().widths, PlaneTraining().steps_per_epoch
+    ((12, 10, 7, 5, 4, 3, 2), 13)
     """
 
     hidden: tuple[int, ...] = (10, 7, 5, 4, 3)
@@ -222,7 +231,14 @@ def init_network(key: Key[Array, ""], widths: Sequence[int]) -> Float[Array, " p
 def split_layers(
     params: Float[Array, " params"], widths: Sequence[int]
 ) -> list[tuple[Float[Array, "outputs inputs"], Float[Array, " outputs"]]]:
-    """(kernel, bias) of each layer."""
+    """(kernel, bias) of each layer.
+
+    Raises:
+        ValueError: another number of parameters than the widths have.
+
+    >>> [(kernel.shape, bias.shape) for kernel, bias in split_layers(jnp.zeros(6), (1, 1, 2))]
+    [((1, 1), (1,)), ((2, 1), (2,))]
+    """
     layers, at = [], 0
     for m, n in pairwise(widths):
         layers.append((params[at : at + m * n].reshape(n, m), params[at + m * n : at + m * n + n]))
@@ -238,7 +254,16 @@ def layer_outputs(
     widths: Sequence[int],
     activation: str = "tanh",
 ) -> list[Float[Array, "units samples"]]:
-    """Outputs of the hidden layers, then the logits; samples on the last axis."""
+    """Outputs of the hidden layers, then the logits; samples on the last axis.
+
+    Raises:
+        ValueError: another number of parameters than the widths have.
+
+    >>> params = jnp.array([2.0, -1.0, 0.0, 1.0, 0.0, 0.0])  # t = 2 x - 1, logits (0, t)
+    >>> t, logits = layer_outputs(params, jnp.array([[0.0, 1.0]]), (1, 1, 2), "linear")
+    >>> t.tolist(), logits.tolist()
+    ([[-1.0, 1.0]], [[0.0, 0.0], [-1.0, 1.0]])
+    """
     outputs = [x]
     layers = split_layers(params, widths)
     for kernel, bias in layers:
@@ -256,7 +281,12 @@ def _unpack(words: UInt[Array, " n"], bits: int) -> tuple[Array, Array]:
 def plane_loss(
     training: PlaneTraining, params: Float[Array, " params"], words: UInt[Array, " n"]
 ) -> Float[Array, ""]:
-    """Mean cross-entropy in nats over samples given as words: pattern, and label << bits."""
+    """Mean cross-entropy in nats over samples given as words: pattern, and label << bits.
+
+    >>> training = PlaneTraining(hidden=(1,), bits=1, batch=1)
+    >>> float(plane_loss(training, jnp.zeros(6), jnp.array([0b00, 0b11], jnp.uint32)))  # log 2
+    0.693147...
+    """
     x, y = _unpack(words, training.bits)
     logits = layer_outputs(params, x, training.widths, training.activation)[-1]
     # A softplus of the difference is the same, but its gradient takes log1p, half of a step on CPU.
@@ -267,7 +297,13 @@ def plane_loss(
 def plane_step(
     training: PlaneTraining,
 ) -> tuple[Callable[[Array], Any], Callable[[Any, Array], Any]]:
-    """(init, step) of the optimiser: params -> state, and (state, words of a batch) -> state."""
+    """(init, step) of the optimiser: params -> state, and (state, words of a batch) -> state.
+
+    >>> training = PlaneTraining((1,), bits=1, batch=1, optimizer="sgd", learning_rate=1.0)
+    >>> init, step = plane_step(training)
+    >>> jax.jit(step)(init(jnp.zeros(6)), jnp.array([0b11], jnp.uint32))[0]  # biases of the logits
+    Array([ 0. ,  0. ,  0. ,  0. , -0.5,  0.5], dtype=float32)
+    """
     optimizer = _OPTIMIZERS[training.optimizer](training.learning_rate)
     gradient = jax.grad(functools.partial(plane_loss, training))
 
@@ -301,6 +337,9 @@ class Trajectory(NamedTuple):
 
 def snapshot_epochs(epochs: int, count: int) -> Int[np.ndarray, " snapshots"]:
     """0 and at most `count` - 1 epochs evenly spaced in their logarithm, the last one `epochs`.
+
+    Raises:
+        ValueError: `epochs` below 1 or `count` below 2.
 
     >>> snapshot_epochs(100, 6).tolist()
     [0, 1, 3, 10, 32, 100]
@@ -512,7 +551,13 @@ def _hits(outputs: list[Array], seen: Array, labels: Array) -> Array:
 def output_ranges(
     training: PlaneTraining, params: np.ndarray, *, mesh: Mesh | None = None
 ) -> Float[np.ndarray, "seeds snapshots layers 2"]:
-    """(smallest, largest) output of each layer over all patterns."""
+    """(smallest, largest) output of each layer over all patterns.
+
+    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1)
+    >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # t = 2 x - 1
+    >>> output_ranges(training, params)[0, 0, 0].tolist()
+    [-1.0, 1.0]
+    """
     return _by_snapshot(training, _ranges, mesh)(params)
 
 
@@ -525,6 +570,9 @@ def bin_ranges(
         ranges: of `output_ranges`.
         policy: "fixed" is [-1, 1]; "global" the range of a layer over its whole training, "local"
             at each snapshot. Each gives another picture; `binned` takes what is returned here.
+
+    Raises:
+        ValueError: another policy.
 
     >>> bin_ranges(np.array([[[[0, 2], [0, 1]], [[0, 6], [0, 1]]]]), "global")[0, :, 0].tolist()
     [[0.0, 6.0], [0.0, 6.0]]
@@ -546,7 +594,12 @@ def bin_ranges(
 
 @functools.cache
 def binned(num_bins: int = 30, reference: Reference | None = None) -> Estimator:
-    """The estimator of `information_trajectory` that bins each unit; arguments as `bin_codes`."""
+    """The estimator of `information_trajectory` that bins each unit; arguments as `bin_codes`.
+
+    >>> outputs, labels = jnp.array([[-0.5], [0.5]]), jnp.array([0, 1])
+    >>> jax.jit(binned(num_bins=2))(outputs, labels, -1.0, 1.0)
+    Array([1., 1.], dtype=float32)
+    """
 
     def estimate(outputs: Array, labels: Array, low: Array, high: Array) -> Array:
         return information_plane_point(
@@ -562,6 +615,10 @@ def noisy(noise_var: float) -> Estimator:
 
     Args:
         noise_var: of each unit, as `kde_entropy_bounds`; the range is not used.
+
+    >>> outputs, labels = jnp.array([[-0.5], [0.5]]), jnp.array([0, 1])
+    >>> noisy(0.001)(outputs, labels, -1.0, 1.0).round(3)
+    Array([1., 1.], dtype=float32)
     """
 
     def estimate(outputs: Array, labels: Array, low: Array, high: Array) -> Array:
@@ -586,6 +643,15 @@ def information_trajectory(
         params: of a `Trajectory`.
         ranges: what an estimator that bins covers, of `bin_ranges`.
         estimator: `binned()` by default, in bits; `noisy` gives bounds on I(X; T + noise) instead.
+
+    Raises:
+        ValueError: labels that are not 0 or 1 for each pattern.
+
+    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1)
+    >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # t = 2 x - 1
+    >>> ranges = bin_ranges(output_ranges(training, params), "fixed")
+    >>> information_trajectory(training, np.array([0, 1]), params, ranges)[0, 0, 0].tolist()
+    [1.0, 1.0]
     """
     known = _checked(labels, 1 << training.bits).astype(np.int32)
     program = _by_snapshot(training, _points(estimator or binned()), mesh, shared=1)
@@ -599,7 +665,17 @@ def accuracies(
     *,
     mesh: Mesh | None = None,
 ) -> Float[np.ndarray, "seeds snapshots 2"]:
-    """Accuracy on the training patterns and on all others (nan if there are none)."""
+    """Accuracy on the training patterns and on all others (nan if there are none).
+
+    Raises:
+        ValueError: labels that are not 0 or 1 for each pattern.
+
+    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1)
+    >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # says: class x
+    >>> trajectory = Trajectory(np.array([0]), params, np.array([[0]], np.uint32))  # saw x = 0
+    >>> accuracies(training, np.array([0, 0]), trajectory).tolist()
+    [[[1.0, 0.0]]]
+    """
     known = _checked(labels, 1 << training.bits).astype(np.int32)
     seeds, snapshots, _ = trajectory.params.shape
     seen = np.zeros((seeds, 1 << training.bits), np.float32)
@@ -654,7 +730,14 @@ def gradient_snr(loss_fn: Callable[[Any, Any], Array], params: Any, batches: Any
 def gradient_phases(
     training: PlaneTraining, trajectory: Trajectory, *, mesh: Mesh | None = None
 ) -> Float[np.ndarray, "seeds snapshots layers 3"]:
-    """`gradient_snr` (mean, std, snr) of each layer's kernel, over one epoch of mini-batches."""
+    """`gradient_snr` (mean, std, snr) of each layer's kernel, over one epoch of mini-batches.
+
+    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1, train_fraction=1.0)
+    >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # t = 2 x - 1
+    >>> trajectory = Trajectory(np.array([0]), params, np.array([[0b00, 0b01]], np.uint32))
+    >>> round(float(gradient_phases(training, trajectory)[0, 0, 1, 2]), 4)  # tanh(1/2)
+    0.4621
+    """
     run = _phases(training, mesh)
     return _fetch(run(trajectory.params, trajectory.train), mesh, len(trajectory.params))
 

@@ -227,6 +227,15 @@ def descend(
 
     Returns:
         The parameters, and what `look` gave, stacked.
+
+    Raises:
+        ValueError: `looks` does not divide the steps.
+
+    >>> loss = lambda x, key, carry: (x**2, carry)
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> x, seen = descend(loss, jnp.float32(8), optax.sgd(0.25), keys, looks=3, look=lambda x: x)
+    >>> float(x), seen.tolist()
+    (1.0, [4.0, 2.0, 1.0])
     """
     if looks < 1 or len(keys) % looks:
         raise ValueError(f"{len(keys)} steps are not divisible into {looks} looks")
@@ -281,6 +290,10 @@ def fit_critic(
     Raises:
         ValueError: an unknown bound, X and Y of different lengths, fewer than two pairs in a part
             or a batch, samples that are not matrices or hold NaN or infinite values.
+
+    >>> estimates = lambda key, x: fit_critic(key, x, x, "smile", steps=4, batch=8, looks=2)
+    >>> jax.eval_shape(estimates, jax.random.key(0), jnp.zeros((32, 1))).shape
+    (2,)
     """
     if bound not in BOUNDS:
         raise ValueError(f"bound={bound!r}: choose from {', '.join(BOUNDS)}")
