@@ -1,10 +1,13 @@
-"""The house itself: imports go down only, and every method is in every room."""
+"""The house itself: imports go down only, methods are in every room, public names have examples."""
 
 import ast
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
 
+import rlib
 from experiments import METHODS
 from rlib.experiment import results
 
@@ -21,6 +24,12 @@ FLOORS = [
     {"rlib.experiment"},
     {"experiments", "configs"},
 ]
+ROOMS = sorted(path.parent.name for path in (ROOT / "rlib").glob("*/__init__.py"))
+#: Public functions and classes whose docstring has no example that runs, and why.
+WITHOUT_EXAMPLE = {
+    "parallel.h100_mesh": "compiles for machines that are not there, by the extra aot",
+    "parallel.tpu_mesh": "the same",
+}
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 
 
@@ -67,8 +76,30 @@ def test_an_import_that_goes_up_is_found(tmp_path):
 
 
 def test_every_package_has_a_floor():
-    folders = [p.parent for p in (ROOT / "rlib").glob("*/__init__.py")]
-    assert {f"rlib.{folder.name}" for folder in folders} <= set(FLOOR_OF)
+    assert {f"rlib.{room}" for room in ROOMS} <= set(FLOOR_OF)
+
+
+def test_every_package_is_an_attribute_of_rlib():
+    assert set(rlib.__all__) == {*ROOMS, "__version__"}
+
+
+def wants_example(value):
+    """Functions and classes do, but named tuples, which are read, protocols and exceptions."""
+    if isinstance(value, type):
+        return not (issubclass(value, tuple | BaseException) or getattr(value, "_is_protocol", 0))
+    return inspect.isfunction(inspect.unwrap(value)) if callable(value) else False
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_have_an_example_that_runs(room):
+    face = importlib.import_module(f"rlib.{room}")
+    missing = set()
+    for name in face.__all__:
+        value = getattr(face, name)
+        text = value.__doc__ or ""
+        if wants_example(value) and (">>>" not in text or "+SKIP" in text):
+            missing.add(f"{room}.{name}")
+    assert missing == {name for name in WITHOUT_EXAMPLE if name.startswith(f"{room}.")}
 
 
 def names(folder):
