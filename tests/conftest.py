@@ -13,18 +13,19 @@ CACHE = Path(__file__).resolve().parents[1] / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Most programs of the tests run for milliseconds, and take longer to optimise than to run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("RLIB_DATA_DIR", tempfile.mkdtemp(prefix="rlib-data-"))
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Compile with few optimisations: for programs that then run for milliseconds."""
+@pytest.fixture
+def usual_optimizations():
+    """Compile as users do: where rounding, memory or time of the compiled form is what counts."""
     import jax
 
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

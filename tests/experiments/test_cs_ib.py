@@ -15,8 +15,6 @@ from rlib.experiment.config import load
 from rlib.experiment.environment import CHECKOUT
 from rlib.experiment.start import run_guarded
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

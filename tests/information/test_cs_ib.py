@@ -14,8 +14,6 @@ from scipy import integrate, stats
 from rlib import information
 from rlib.parallel import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def batch():

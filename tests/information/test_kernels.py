@@ -11,8 +11,6 @@ from jax.sharding import PartitionSpec as P
 from rlib.information import kernels
 from rlib.parallel import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONDITIONAL = kernels.conditional_cs_divergence
 INFORMATION = kernels.cs_mutual_information
 

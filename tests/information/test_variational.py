@@ -12,8 +12,6 @@ from scipy.special import logsumexp
 from rlib import information
 from rlib.information import variational
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def scores_of(b=6, seed=0):
     return 2 * np.random.default_rng(seed).standard_normal((b, b))

@@ -7,6 +7,7 @@ import pytest
 from rlib.nn import affine, cosine, sine
 
 
+@pytest.mark.usefixtures("usual_optimizations")
 @pytest.mark.parametrize(("ours", "exact"), [(sine, np.sin), (cosine, np.cos)])
 @pytest.mark.parametrize("bound", [1.0, 30.0, 1e3, 1e5])
 def test_error_against_float64(ours, exact, bound):
