@@ -66,7 +66,7 @@ METHODS = (
         arxiv="1703.00810",
         code="rlib/information/plane.py",
         claim="layers first fit, then compress their input; or units saturate and bins show it",
-        duration="8 min on two busy CPU cores",
+        duration="2 min on two CPU cores",
     ),
     Method(
         name="ib_lossy_compression",
@@ -82,7 +82,7 @@ METHODS = (
         arxiv="2305.18887",
         code="rlib/information/generalization.py",
         claim="what representation and parameters keep of the data orders the generalisation gap",
-        duration="about 6 min on two CPU cores",
+        duration="7 min on two CPU cores",
     ),
     Method(
         name="cooldown",
