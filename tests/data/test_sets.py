@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from rlib import data
+from rlib.data import text
 
 
 def test_every_set_has_the_shapes_that_its_facts_state():
-    for name in data.names():
+    alike = {f"messages/{language}" for language in text.LANGUAGES[1:]}  # one stands for all
+    for name in sorted(set(data.names()) - alike):
         facts = data.info(name)
         parts = [data.arrays(name, split) for split in facts.splits]
         for part in parts:
