@@ -22,7 +22,7 @@ METHODS = (
     "nib-exponential", "hsic",
 )  # fmt: skip
 BASE = {
-    "expected": "about 10 minutes on two CPU cores, 1.4 GB of memory",
+    "expected": "about 6 minutes on two CPU cores, 1.4 GB of memory",
     "seeds": 10,  # of Friedman-1
     "mesh": {"data": -1},
     "together": 5,  # fits that one device call vectorises

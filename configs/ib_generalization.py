@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rlib.experiment import apply_preset
 
 BASE = {
-    "expected": "7 minutes (an estimate from CPU time) and 2 GB of memory on two CPU cores",
+    "expected": "about 6 minutes and 2 GB of memory on two CPU cores",
     "seeds": 50,  # data draws, each with blobs of its own, which differ most; the paper has 3
     "mesh": {"data": -1},  # networks are split over it
     "published_draws": 3,  # random_state 0, 1 and 2: the paper's centres, other examples

@@ -28,7 +28,7 @@ DEPTHS = {
     for n in range(2, 5)  # one is tanh_shallow, five are tanh
 }
 BASE = {
-    "expected": "up to 4 minutes and 1 GB of memory on two busy CPU cores (150 s of CPU time)",
+    "expected": "about 2 minutes and 1 GB of memory on two CPU cores",
     "seeds": 50,  # initialisations and splits, Sec. 3.3
     "mesh": {"data": -1},
     "snapshots": 60,  # of each training, evenly in the logarithm of the epochs
