@@ -25,7 +25,7 @@ from rlib.experiment.progress import ProgressView
 from rlib.experiment.report import Report
 from rlib.experiment.store import Values, WorkDir, decode, encode, write_atomic
 from rlib.parallel import TrainState, make_mesh
-from rlib.training import History, Phase, fit
+from rlib.training import History, Phase, fit, join_histories
 
 
 def named_key(seed: int, *names: str) -> jax.Array:
@@ -157,10 +157,11 @@ class Run:
         steps = sum(phase.steps for phase in phases)
         source = data if isinstance(data, Iterator) and hasattr(data, "get_state") else None
         checkpoints = self._checkpoints(unit)
-        before: History = {}
+        chunks: list[History] = []
         restored = checkpoints.restore(state, source) if checkpoints else None
         if restored is not None:
             state, before = restored
+            chunks.append(before)
             if isinstance(data, Iterator) and source is None:
                 raise ValueError(
                     f"{unit}: its checkpoint is of step {int(state.step)}, and the data iterator "
@@ -170,11 +171,12 @@ class Run:
             self._log.rewind(unit, int(state.step))
         saved = time.monotonic()
 
-        def on_chunk(state: TrainState, history: History) -> None:
+        def on_chunk(state: TrainState, new: History) -> None:
             nonlocal saved, checkpoints
+            chunks.append(new)
             step = int(state.step)
             if self._log is not None:
-                self._log.write(unit, step, {k: float(v[-1]) for k, v in history.items()})
+                self._log.write(unit, step, {k: float(v[-1]) for k, v in new.items()})
             self._progress.part(unit, step / steps)
             due = time.monotonic() - saved > self.checkpoint_seconds and step < steps
             stop = self._agree(self._stop or 0)
@@ -183,17 +185,17 @@ class Run:
                 assert checkpoints is not None
                 if self._log is not None:
                     self._log.flush()
-                checkpoints.save(step, state, _joined(before, history), source)
+                checkpoints.save(step, state, join_histories(chunks), source)
                 saved = time.monotonic()
             if stop:
                 raise Stopped(stop)
 
         try:
-            state, history = fit(phases, state, data, on_chunk=on_chunk, **kwargs)
+            state, _ = fit(phases, state, data, on_chunk=on_chunk, **kwargs)
         finally:
             if checkpoints is not None:
                 checkpoints.close()
-        return state, _joined(before, history)
+        return state, join_histories(chunks)
 
     # What is written
 
@@ -330,10 +332,3 @@ class Run:
         from rlib.experiment.checkpoint import Checkpoints  # orbax takes a second to import
 
         return Checkpoints(path, self.say)
-
-
-def _joined(before: Mapping[str, Any], after: Mapping[str, Any]) -> History:
-    return {
-        name: np.concatenate([part[name] for part in (before, after) if name in part])
-        for name in before.keys() | after.keys()
-    }

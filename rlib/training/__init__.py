@@ -1,5 +1,5 @@
 """Training loops: pure, without files or flags."""
 
-from rlib.training.fit import History, Phase, fit
+from rlib.training.fit import History, Phase, fit, join_histories
 
-__all__ = ["History", "Phase", "fit"]
+__all__ = ["History", "Phase", "fit", "join_histories"]

@@ -1,6 +1,6 @@
 """The training loop: many steps per device call."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from rlib.parallel import TrainState, TrainStep, batch_spec, place
 
 Tree = Any
 History = dict[str, np.ndarray]
-BatchAt = Callable[[Tree, Int[Array, ""]], Tree]
 
 
 class Phase(NamedTuple):
@@ -32,17 +31,11 @@ class Phase(NamedTuple):
     until: Callable[[TrainState], bool] | None = None
 
 
-def whole_batch(data: Tree, step: Int[Array, ""]) -> Tree:
-    """Every step sees all the data."""
-    return data
-
-
 def fit(
     phases: Sequence[Phase],
     state: TrainState,
     data: Tree | Iterator[Tree],
     *,
-    batch_at: BatchAt = whole_batch,
     chunk: int = 100,
     on_chunk: Callable[[TrainState, History], None] | None = None,
 ) -> tuple[TrainState, History]:
@@ -54,14 +47,12 @@ def fit(
     Args:
         phases: in order; `state.phase` says which one comes next.
         state: from `train.init` or a checkpoint. Its buffers are used up.
-        data: device-resident arrays, from which `batch_at` picks a batch inside the compiled loop,
-            or an iterator of host batches, which must stand where `state` does. With several
-            processes each one's iterator gives its own rows of the batch
+        data: device-resident arrays, all of them the batch of every step, or an iterator of host
+            batches, which must stand where `state` does. With several processes each one's
+            iterator gives its own rows of the batch
             (`data.stream(process_index=..., process_count=...)`).
-        batch_at: (data, step) -> batch, all data if not given; a module-level function,
-            since it is a key of jit's cache.
         chunk: steps per device call; about 2 s of work or less keeps Ctrl-C kind.
-        on_chunk: called after each chunk with the state and the metrics since `fit` began.
+        on_chunk: called after each chunk with the state and the metrics of the chunk.
 
     Returns:
         The state, and for every metric its values, one per step done here.
@@ -79,7 +70,7 @@ def fit(
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: a device call runs at least one step")
-    history: dict[str, list[np.ndarray]] = {}
+    chunks: list[History] = []
     done, start = int(state.step), int(state.phase_start)
     for index in range(int(state.phase), len(phases)):
         train, steps, until = phases[index]
@@ -91,21 +82,30 @@ def fit(
                 batches = _block(data, count, chunk, train)
                 state, metrics = _run_streamed(state, batches, count, chunk, train.step)
             else:
-                state, metrics = _run_resident(state, data, count, chunk, train.step, batch_at)
-            for name, values in metrics.items():
-                history.setdefault(name, []).append(np.asarray(values)[:count])
+                state, metrics = _run_resident(state, data, count, chunk, train.step)
+            chunks.append({name: np.asarray(values)[:count] for name, values in metrics.items()})
             done += count
             if on_chunk is not None:
-                on_chunk(state, _joined(history))
+                on_chunk(state, chunks[-1])
         if index + 1 < len(phases):
             start = done
             phase, phase_start = place(train.mesh, (np.int32(index + 1), np.int32(start)))
             state = state._replace(phase=phase, phase_start=phase_start)
-    return state, _joined(history)
+    return state, join_histories(chunks)
 
 
-def _joined(history: dict[str, list[np.ndarray]]) -> History:
-    return {name: np.concatenate(values) for name, values in history.items()}
+def join_histories(histories: Iterable[History]) -> History:
+    """One history of several that follow each other.
+
+    >>> parts = [{"loss": np.array([3.0, 2.0])}, {"loss": np.array([1.0])}]
+    >>> join_histories(parts)["loss"].tolist()
+    [3.0, 2.0, 1.0]
+    """
+    values: dict[str, list[np.ndarray]] = {}
+    for history in histories:
+        for name, new in history.items():
+            values.setdefault(name, []).append(new)
+    return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def _block(data: Iterator[Tree], count: int, chunk: int, train: TrainStep) -> Tree:
@@ -122,26 +122,25 @@ def _block(data: Iterator[Tree], count: int, chunk: int, train: TrainStep) -> Tr
 
 
 def _steps(
-    state: TrainState, batch_of: Callable[[Array, TrainState], Tree], count: Array, chunk: int, step
+    state: TrainState, batch_of: Callable[[Array], Tree], count: Array, chunk: int, step
 ) -> tuple[TrainState, Tree]:
     """Run `count` steps; metrics fill the first `count` of `chunk` places."""
-    shapes = jax.eval_shape(lambda s: step(s, batch_of(jnp.int32(0), s))[1], state)
+    shapes = jax.eval_shape(lambda s: step(s, batch_of(jnp.int32(0)))[1], state)
     metrics = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), shapes)
 
     def body(i: Array, carry: tuple[TrainState, Tree]) -> tuple[TrainState, Tree]:
         state, metrics = carry
-        state, new = step(state, batch_of(i, state))
+        state, new = step(state, batch_of(i))
         return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
 
     return jax.lax.fori_loop(0, count, body, (state, metrics))
 
 
-@partial(jax.jit, static_argnames=("chunk", "step", "batch_at"), donate_argnames="state")
-def _run_resident(state, data, count, chunk, step, batch_at):
-    return _steps(state, lambda _, s: batch_at(data, s.step), count, chunk, step)
+@partial(jax.jit, static_argnames=("chunk", "step"), donate_argnames="state")
+def _run_resident(state, data, count, chunk, step):
+    return _steps(state, lambda _: data, count, chunk, step)
 
 
 @partial(jax.jit, static_argnames=("chunk", "step"), donate_argnames="state")
 def _run_streamed(state, batches, count, chunk, step):
-    batch_of = lambda i, _: jax.tree.map(lambda x: x[i], batches)
-    return _steps(state, batch_of, count, chunk, step)
+    return _steps(state, lambda i: jax.tree.map(lambda x: x[i], batches), count, chunk, step)
