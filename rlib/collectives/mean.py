@@ -187,7 +187,8 @@ def compressed_mean(
         scale: magnitude of the signs, "l2": ||u||_2 / sqrt(d), or "l1": mean abs(u).
 
     Raises:
-        ValueError: another scale, or the axis is not bound here.
+        ValueError: another scale, an axis without server_error, counts without a mask, or the axis
+            is not bound here.
 
     >>> one = lambda x: compressed_mean(x, jnp.zeros(2), jnp.zeros(1), "workers").mean
     >>> jax.vmap(one, axis_name="workers")(jnp.array([[3.0, -3.0], [5.0, -5.0]]))[0]
@@ -196,6 +197,10 @@ def compressed_mean(
     require_axis(axis_name, "compressed_mean")
     if scale not in ("l2", "l1"):
         raise ValueError(f'compressed_mean: scale={scale!r}: choose "l2" or "l1"')
+    if axis_name is not None and server_error is None:
+        raise ValueError("compressed_mean: server_error=None is for one worker without axis_name")
+    if counts is not None and mask is None:
+        raise ValueError("compressed_mean: counts without a mask, of which they are")
     structure: Any = jax.tree.structure(tree)
     leaves = jax.tree.leaves(tree)
     errors, servers, masks, known = (
@@ -277,18 +282,15 @@ def _exchange(tensors: list[_Tensor], axis_name: str | None) -> list[ChunkedMean
     lengths = [chunk_length(t.size, workers) for t in tensors]
     signs = _pack([t.chunks(t.positive, workers) for t in tensors])
     scales = jnp.stack([t.scale for t in tensors])
-    if workers == 1:  # the same, by a gather of one, for its type
-        signs, scales = all_gather(signs[0], axis_name), all_gather(scales, axis_name)
-    else:
-        rank = lax.axis_index(axis_name)
-        signs = lax.all_to_all(vary(signs, axis_name), axis_name, 0, 0, tiled=True)
-        scales = all_gather(scales, axis_name)
-        served = [
-            t.serve(bits, scales[:, i], rank)
-            for i, (t, bits) in enumerate(zip(tensors, _unpack(signs, lengths), strict=True))
-        ]
-        signs = all_gather(_pack([bits[None] for bits in served])[0], axis_name)
-        scales = all_gather(jnp.stack([t.served_scale for t in tensors]), axis_name)
+    rank = lax.axis_index(axis_name)
+    signs = lax.all_to_all(vary(signs, axis_name), axis_name, 0, 0, tiled=True)
+    scales = all_gather(scales, axis_name)
+    served = [
+        t.serve(bits, scales[:, i], rank)
+        for i, (t, bits) in enumerate(zip(tensors, _unpack(signs, lengths), strict=True))
+    ]
+    signs = all_gather(_pack([bits[None] for bits in served])[0], axis_name)
+    scales = all_gather(jnp.stack([t.served_scale for t in tensors]), axis_name)
     unpacked = _unpack(signs, lengths)
     return [
         t.result(bits, scales[:, i])

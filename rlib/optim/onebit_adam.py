@@ -33,6 +33,7 @@ from rlib.collectives import (
     require_axis,
     require_local,
     rounded_mean,
+    vary,
 )
 from rlib.compression import count_true
 from rlib.optim.guards import sum_over_shards
@@ -54,7 +55,7 @@ class OnebitAdamState(NamedTuple):
         v_norms: sum over parameters of v / (1 - b2^t) after each of the last steps of the warm-up,
             oldest first; 0 before there were so many.
         carried: what a worker adds to its next (1 - b1) gradient, like the parameters: b1 times the
-            compressed momentum, and what its last message left out.
+            compressed momentum, and what its last message left out. No meaning where v <= v_floor.
         server_error: what a worker, as the server of its chunk of each tensor, has left out; None
             without `axis_name`.
         counts: how many coordinates of a tensor travel, f32[1] each, counted in the warm-up.
@@ -109,7 +110,8 @@ def scale_by_onebit_adam(
         window: over how many steps the stability of v is measured (`second_moment_stability`).
 
     Whoever ends the warm-up by hand calls `check_second_moment` first: a tensor without second
-    moment would stand still from then on.
+    moment would stand still from then on. The stages follow each other once: a second warm-up
+    starts from the momentum at the end of the first, and without errors. `v_floor` stays.
 
     Raises:
         ValueError: another scale, a window below 1, a `warmup_dtype` of another width; while
@@ -170,13 +172,17 @@ def scale_by_onebit_adam(
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
         return m, jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, v, grads)
 
+    def own(tree: Tree) -> Tree:
+        """Typed as a worker's own, as the state's `PerWorker` is, though all have the same."""
+        return tree if axis_name is None else vary(tree, axis_name)
+
     def warm(grads: Tree, state: OnebitAdamState) -> tuple[Tree, OnebitAdamState]:
         m, v = moments(mean(grads), state.m, state.v)
         correction = 1 - b2 ** (state.count + 1).astype(jnp.float32)
         norm = sum_over_shards([jnp.sum(x) for x in jax.tree.leaves(v)], axis_name) / correction
         v_norms = jnp.append(state.v_norms[1:], norm)
         kept = lambda x: x.size if v_floor is None else count_true(x > v_floor)
-        counts = jax.tree.map(lambda x: jnp.full(1, kept(x), jnp.float32), v)
+        counts = own(jax.tree.map(lambda x: jnp.full(1, kept(x), jnp.float32), v))
         return m, state._replace(
             compressed=jnp.zeros_like(state.compressed),
             m=m,
@@ -191,10 +197,12 @@ def scale_by_onebit_adam(
         trees = (grads, state.m, state.v, state.carried.value, state.counts.value)
         g, m, v, carried, counts = map(structure.flatten_up_to, trees)
         server = state.server_error.value
-        served = None if server is None else structure.flatten_up_to(server)
+        first = state.compressed == 0
+        served = None
+        if server is not None:
+            served = [jnp.where(first, 0, x) for x in structure.flatten_up_to(server)]
         momentum = list(m)
         in_bits = [i for i, flag in enumerate(flags) if flag]
-        first = state.compressed == 0
         exchanged = compressed_mean(
             [(1 - b1) * g[i] for i in in_bits],
             [jnp.where(first, b1 * m[i], carried[i]) for i in in_bits],
@@ -207,7 +215,7 @@ def scale_by_onebit_adam(
         for place, i in enumerate(in_bits):
             mean_i = exchanged.mean[place]
             momentum[i] = mean_i if v_floor is None else jnp.where(v[i] > v_floor, mean_i, 0)
-            carried[i] = b1 * mean_i
+            carried[i] = own(b1 * mean_i)
             if error_feedback:
                 carried[i] += exchanged.worker_error[place]
                 if served is not None:
@@ -312,15 +320,19 @@ def check_second_moment(opt_state: Tree) -> None:
 
     Raises:
         ValueError: a second moment is not finite, or zero throughout a tensor, which would stand
-            still from then on.
+            still from then on, or no warm-up step has counted what travels.
 
     >>> check_second_moment(scale_by_onebit_adam().init({"w": jnp.zeros(2)}))
     Traceback (most recent call last):
     ValueError: the second moment of ['w'] is 0: the warm-up must go on
     """
-    for name, total in _totals(_find(opt_state)).items():
+    state = _find(opt_state)
+    counts = [float(jnp.max(count)) for count in jax.tree.leaves(state.counts)]
+    for (name, total), count in zip(_totals(state).items(), counts, strict=True):
         if total == 0:
             raise ValueError(f"the second moment of {name} is 0: the warm-up must go on")
+        if count == 0:
+            raise ValueError(f"no coordinate of {name} travels: do a warm-up step with this state")
 
 
 def _totals(state: OnebitAdamState) -> dict[str, float]:

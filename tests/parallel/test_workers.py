@@ -69,6 +69,14 @@ def test_replicas_stay_equal_by_hash_and_training_works(sizes, assert_replicas_e
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"data": 2, "model": 2}])
+@pytest.mark.parametrize("options", [{}, {"error_feedback": False}])
+def test_one_program_with_both_stages_equals_two(sizes, options):
+    by_count, _ = train(onebit(warmup_steps=2, **options), sizes, [None] * 4)
+    by_stage, _ = train(onebit(**options), sizes, ["warmup"] * 2 + ["compressed"] * 2)
+    chex.assert_trees_all_close(by_count.params, by_stage.params, rtol=1e-5, atol=1e-6)
+
+
 def test_the_warm_up_is_the_plain_data_parallel_step():
     adam = optax.chain(onebit_adam(1e-2, warmup_steps=99))
     plain = make_train_step(loss, adam, make_mesh({"data": 8}), PARAMS)
