@@ -14,7 +14,8 @@ from rlib.experiment import apply_preset
 BASE = {
     "expected": "about 5 minutes and 2 GB of memory on two CPU cores",
     "seeds": 5,
-    "mesh": {"data": 8},  # workers; a CPU starts that many virtual devices
+    "workers": 8,
+    "mesh": {"data": 8},  # the workers; a CPU starts that many virtual devices
     "digits": {
         "hidden": (64,),
         "batch": 16,  # examples a worker and step
@@ -125,7 +126,7 @@ SLOW_NETWORK = {
 }
 ONE_WORKER = {
     "expected": "about 15 seconds on two CPU cores; time it on an idle machine",
-    "mesh.data": 1,
+    "workers": 1,
     "digits.methods": (),
     "text.methods": (),
     "speed.repeats": 10,
@@ -140,5 +141,7 @@ PRESETS = {
 
 
 def get_config(preset: str = "default") -> ConfigDict:
-    """The configuration of a preset."""
-    return apply_preset(BASE, PRESETS, preset)
+    """The configuration of a preset; its mesh has one device a worker."""
+    config = apply_preset(BASE, PRESETS, preset)
+    config.mesh.data = config.get_ref("workers")
+    return config

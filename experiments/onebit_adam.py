@@ -424,7 +424,7 @@ def _total_ratio(wire: Values, share: float) -> float:
 
 def _notes(config: ConfigDict, wire) -> list[str]:
     notes = [
-        f"{n}: {w['parameters']:,} parameters, {config.mesh.data} workers" for n, w in wire.items()
+        f"{n}: {w['parameters']:,} parameters, {config.workers} workers" for n, w in wire.items()
     ]
     notes.append(
         "Small tensors pay whole bytes and a scale for each chunk: the ratio grows with the model."

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict, config_flags
 
 from rlib.experiment.errors import UsageError, unknown
 
-#: Keys that say where a run computes, not what: a work directory may be continued with others.
-PLACEMENT_KEYS = ("mesh",)
+#: Keys that do not change what a run computes: a work directory may be continued with others.
+#: Where the number of devices does, the configuration has a key of its own for it.
+NO_IDENTITY = ("mesh", "expected")
 
 
 def apply_preset(
@@ -65,7 +66,7 @@ def as_stored(config: ConfigDict) -> dict[str, Any]:
 def first_difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
     """The first key that changes what a run computes, in words; None if there is none."""
     for key in sorted(here.keys() | there.keys()):
-        if key.split(".")[0] in PLACEMENT_KEYS:
+        if key.split(".")[0] in NO_IDENTITY:
             continue
         if here.get(key) != there.get(key):
             return f"{key}={there.get(key)!r} there, {here.get(key)!r} here"

@@ -180,7 +180,7 @@ def test_two_processes_fit_as_one_does(tmp_path, experiment, method, count, key)
         words = [f"--config=configs/{experiment}.py:smoke", f"--only={method}", "--seeds=1"]
         words += [f"--workdir={workdir}"]
         if experiment == "onebit_adam":  # whose number of workers counts
-            words += ["--config.mesh.data=2", "--config.text.methods=()"]
+            words += ["--config.workers=2", "--config.text.methods=()"]
         else:
             words += [f"--config.mesh.data={processes}"]
         if processes == 2:

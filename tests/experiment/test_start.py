@@ -197,6 +197,14 @@ def test_another_mesh_continues_the_same_run(command, tmp_path, values, monkeypa
         np.testing.assert_allclose(values(tmp_path / "run")[method], expected, rtol=1e-5)
 
 
+def test_another_expected_duration_continues_the_same_run(command, tmp_path, monkeypatch):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert command(workdir)[0] == 0
+    (tmp_path / "run" / "report.json").unlink()
+    monkeypatch.setenv("TOY_FAIL", "plain/seed0")  # done: not computed again
+    assert command(workdir, "--config.expected=two seconds")[0] == 0
+
+
 def test_a_folder_that_cannot_be_made(command, tmp_path):
     (tmp_path / "file").write_text("")
     status, _, err = command(f"--workdir={tmp_path / 'file' / 'run'}")

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import onebit_adam
 from rlib.experiment import Run
-from rlib.experiment.config import load
+from rlib.experiment.config import as_stored, first_difference, load
 from rlib.experiment.environment import CHECKOUT
 
 
@@ -44,3 +44,13 @@ def test_the_automatic_warm_up_ends_and_the_steps_add_up(task):
 def test_presets_load(preset):
     config, *_ = load(f"configs/onebit_adam.py:{preset}", [], CHECKOUT)
     assert set(config.digits.methods) <= set(onebit_adam.METHODS)
+
+
+@pytest.mark.parametrize("key", ["workers", "mesh.data"])
+def test_the_number_of_workers_is_part_of_what_a_run_computes(key):
+    eight, two = (
+        as_stored(load("configs/onebit_adam.py:smoke", overrides, CHECKOUT)[0])
+        for overrides in ([], [f"--config.{key}=2"])
+    )
+    assert (two["workers"], two["mesh.data"]) == (2, 2)
+    assert first_difference(two, eight) == "workers=8 there, 2 here"
