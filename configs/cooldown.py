@@ -24,7 +24,6 @@ BASE = {
     "switch": 1000,  # half of the steps, as published
     "hi": 5.0,
     "lo": 1.0,
-    "uniform": 100.0,  # temperature that stands for infinity
     "epochs": 8.0,  # of the smallest sets, at most, under UniMax
     "layers": 1,
     "embed": 64,
@@ -46,6 +45,7 @@ BASE = {
         "unimax",
         "scalarised",
         "cooldown",
+        "gradual",
         "increasing",
         "tau=5-sgd",
         "scalarised-sgd",

@@ -88,7 +88,7 @@ METHODS = (
         name="cooldown",
         title="Cooldown",
         arxiv="2410.04579",
-        code="rlib/data/mixture.py",
+        code="rlib/data/mixtures.py",
         claim="rare domains over-sampled at first and then left at their share",
         duration="8 min on two CPU cores",
     ),

@@ -24,6 +24,7 @@ from rlib.experiment import (
     Report,
     Row,
     Run,
+    UsageError,
     judge,
     legend,
     named_key,
@@ -35,7 +36,7 @@ from rlib.training import Phase
 
 Values = dict[str, Any]
 LOSS = "Held-out loss (nats a byte)"
-NOISE = "Norm of the gradient, variance over early steps"
+NOISE = "Norm of the gradient, variance about its moving average of 25 early steps"
 MOMENTS = "Squared gradient of one sequence, scalarisation over over-sampling"
 
 
@@ -143,11 +144,16 @@ class Study:
                 return Method(1.0, weights, None, sgd)
             case "cooldown":
                 return Method(data.cooldown(config.switch, config.hi, config.lo), ones, None, sgd)
+            case "gradual":
+                slope = (config.lo - config.hi) / max(config.steps - 1, 1)
+                return Method(lambda step: config.hi + slope * step, ones, None, sgd)
             case "increasing":
                 return Method(data.cooldown(config.switch, config.lo, config.hi), ones, None, sgd)
             case "unimax":
                 sizes = data.unimax_sizes(self.sizes, budget, config.epochs)
                 return Method(1.0, ones, sizes, sgd)
+        if not name.startswith("tau=") or optimizer not in ("", "sgd"):
+            raise UsageError(f"no method {name!r} with {optimizer or 'Adam'}")
         return Method(float(name.removeprefix("tau=")), ones, None, sgd)
 
     def stream(self, method: Method, seed: int) -> Any:
@@ -213,14 +219,17 @@ def _final(runs: list[Values]) -> np.ndarray:
 
 
 def _noise(config: ConfigDict, runs: list[Values]) -> np.ndarray:
-    """Variance over steps of the gradient's norm, (seeds,)."""
+    """Variance of the gradient's norm about its moving average, (seeds,)."""
     first, last = config.noise
-    return np.array([np.var(run["norms"][first:last]) for run in runs])
+    width = min(25, last - first)
+    average = lambda norms: np.convolve(norms, np.ones(width) / width, mode="same")
+    noise = [run["norms"] - average(run["norms"]) for run in runs]
+    return np.array([np.var(each[first:last]) for each in noise])
 
 
 def _ratios(config: ConfigDict, study: Study, found) -> list[float]:
     """E|g|^2 of scalarisation over that of over-sampling, with over-sampling's final gradients."""
-    runs = found.get("tau=5", [])
+    runs = found.get(f"tau={config.hi:g}", [])
     return [data.variance_ratio(study.sizes, config.hi, run["moments"]) for run in runs]
 
 
@@ -256,24 +265,27 @@ def _claims(config: ConfigDict, study: Study, found: dict[str, list[Values]]) ->
         if all(found.get(method) for method in needs):
             claims.append(judge(sentence, values().tolist(), **bound))
 
-    pair = ("cooldown", "tau=5")
-    add("Cooldown ends below static over-sampling on the largest language (nats)",
-        pair, lambda: rich("cooldown") - rich("tau=5"), at_most=0)  # fmt: skip
-    add("and on the others", pair, lambda: rare("cooldown") - rare("tau=5"), at_most=0)
-    pair = ("cooldown", "tau=1")
+    over, by_size = (f"tau={tau:g}" for tau in (config.hi, config.lo))
     add(f"Cooldown ends within {config.margin:g} nats of sampling by size on the largest language",
-        pair, lambda: rich("cooldown") - rich("tau=1"), at_most=config.margin)  # fmt: skip
-    add("and below it on the others", pair, lambda: rare("cooldown") - rare("tau=1"), at_most=0)
-    pair = ("cooldown", "increasing")
-    add("Cooldown ends below the increasing schedule on the others (nats)",
-        pair, lambda: rare("cooldown") - rare("increasing"), at_most=0)  # fmt: skip
-    add("and on the largest", pair, lambda: rich("cooldown") - rich("increasing"), at_most=0)
-    pair = ("cooldown", "unimax")
-    add("Cooldown ends below UniMax on the others (nats)",
-        pair, lambda: rare("cooldown") - rare("unimax"), at_most=0)  # fmt: skip
-    add("and on the largest", pair, lambda: rich("cooldown") - rich("unimax"), at_most=0)
+        ("cooldown", by_size), lambda: rich("cooldown") - rich(by_size),
+        at_most=config.margin)  # fmt: skip
+    add("and below it on the others", ("cooldown", by_size),
+        lambda: rare("cooldown") - rare(by_size), at_most=0)  # fmt: skip
+    others = {
+        over: "static over-sampling",
+        "tau=100": "even sampling",
+        "unimax": "UniMax",
+        "scalarised": "scalarisation",
+        "increasing": "the increasing schedule",
+        "gradual": "a gradual schedule",
+    }
+    for method, title in others.items():
+        add(f"Cooldown ends below {title} on the largest language (nats)", ("cooldown", method),
+            lambda m=method: rich("cooldown") - rich(m), at_most=0)  # fmt: skip
+        add("and on the others", ("cooldown", method),
+            lambda m=method: rare("cooldown") - rare(m), at_most=0)  # fmt: skip
     for title, end in (("Adam", ""), ("SGD", "-sgd")):
-        weighted, drawn = pair = (f"scalarised{end}", f"tau=5{end}")
+        weighted, drawn = pair = (f"scalarised{end}", f"{over}{end}")
         add(f"{title}: the gradient's norm varies 10 times more under scalarisation (log10)", pair,
             lambda w=weighted, d=drawn: noise(w) - noise(d), at_least=1)  # fmt: skip
         add(f"{title}: scalarisation ends above over-sampling on the largest language (nats)", pair,
@@ -281,16 +293,25 @@ def _claims(config: ConfigDict, study: Study, found: dict[str, list[Values]]) ->
         add(f"{title}: and on the others", pair,
             lambda w=weighted, d=drawn: rare(w) - rare(d), at_least=0)  # fmt: skip
     add("with the gradients as they are, scalarisation's are the larger (ratio of squares)",
-        ("tau=5",), lambda: np.array(_ratios(config, study, found)), at_least=1)  # fmt: skip
+        (over,), lambda: np.array(_ratios(config, study, found)), at_least=1)  # fmt: skip
     return claims
 
 
 def _notes(config: ConfigDict, study: Study) -> list[str]:
-    p = {tau: data.temperature_probs(study.sizes, tau) for tau in (1.0, config.hi)}
-    share = lambda values: ", ".join(f"{value:.3f}" for value in values)
+    p = {tau: data.temperature_probs(study.sizes, tau) for tau in (config.lo, config.hi)}
+    seen = {f"tau {tau:g}": config.steps * config.batch * q / study.sizes for tau, q in p.items()}
+    halves = config.switch / config.steps
+    seen["Cooldown"] = (
+        halves * seen[f"tau {config.hi:g}"] + (1 - halves) * seen[f"tau {config.lo:g}"]
+    )
+    numbers = lambda values: ", ".join(f"{value:.3g}" for value in values)
     return [
-        f"sequences of {config.length} bytes: {', '.join(map(str, study.sizes))}; their shares at "
-        f"tau 1: {share(p[1.0])}; at tau {config.hi:g}: {share(p[config.hi])}"
+        f"Sequences of {config.length} bytes, by language: {', '.join(map(str, study.sizes))}.",
+        *(f"Shares at tau {tau:g}: {numbers(q)}." for tau, q in p.items()),
+        *(
+            f"A sequence is seen on average, {k}: {numbers(times)} times."
+            for k, times in seen.items()
+        ),
     ]
 
 

@@ -9,7 +9,7 @@ of a public TensorFlow Datasets set, read if it was prepared before. Nothing her
 (1, 512, 512, 1)
 """
 
-from rlib.data.mixture import (
+from rlib.data.mixtures import (
     cooldown,
     mixture,
     scalarization_weights,

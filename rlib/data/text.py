@@ -136,12 +136,14 @@ def _messages(language: str) -> Iterator[tuple[str, bytes]]:
     if spec is None or spec.origin is None:
         return
     folder, found = Path(spec.origin).parent, {}
-    for path in folder.rglob(f"locale/{language}/LC_MESSAGES/*.po"):
+    # Sorted, and the first translation stays: a message may be in several catalogues.
+    for path in sorted(folder.rglob(f"locale/{language}/LC_MESSAGES/*.po")):
         for original, forms in _catalogue(path.read_text("utf-8")):
-            found[original] = original if language == "en" else "\n".join(filter(None, forms))
+            text = original if language == "en" else "\n".join(filter(None, forms))
+            if original and text:
+                found.setdefault(original, text)
     for original, text in found.items():
-        if original and text:
-            yield original, text.encode()
+        yield original, text.encode()
 
 
 def _catalogue(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -101,6 +101,8 @@ def test_a_catalogue_is_read_as_its_format_says(monkeypatch, tmp_path):
     folder = tmp_path / "django" / "conf" / "locale" / "sw" / "LC_MESSAGES"
     folder.mkdir(parents=True)
     (folder / "django.po").write_text(PO)
+    (folder / "a.po").write_text('msgid "%d day"\nmsgstr ""\n')  # no translation hides none
+    (folder / "z.po").write_text('msgid "%d day"\nmsgstr "another"\n')  # the first one stays
     (tmp_path / "django" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "django", raising=False)

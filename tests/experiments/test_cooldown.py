@@ -8,7 +8,7 @@ import pytest
 
 from experiments import cooldown
 from rlib import data
-from rlib.experiment import Run
+from rlib.experiment import Run, UsageError
 from rlib.experiment.config import load
 from rlib.experiment.environment import CHECKOUT
 
@@ -23,9 +23,9 @@ def test_every_method_and_claim_is_there(smoke):
     rows = {row["method"] for row in smoke["rows"] if row["metric"] == cooldown.LOSS}
     assert rows == set(methods)
     text = " ".join(claim["claim"] for claim in smoke["claims"])
-    for part in ("over-sampling", "by size", "increasing", "UniMax", "scalarisation", "squares"):
+    for part in ("over-sampling", "by size", "increasing", "gradual", "UniMax", "squares"):
         assert part in text
-    assert len(smoke["claims"]) == 15
+    assert len(smoke["claims"]) == 21
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,15 @@ def study():
 
 
 def test_methods_differ_where_they_should(study):
-    batch = lambda name, i=0: [next(stream) for stream in [study.stream(study.method(name), 0)]][i]
+    batch = lambda name: next(study.stream(study.method(name), 0))
     drawn, by_size, weighted = (batch(name) for name in ("tau=5", "tau=1", "scalarised"))
     np.testing.assert_array_equal(batch("cooldown")["tokens"], drawn["tokens"])
     np.testing.assert_array_equal(batch("increasing")["tokens"], by_size["tokens"])
     np.testing.assert_array_equal(weighted["tokens"], by_size["tokens"])
     assert set(drawn["weight"]) == set(by_size["weight"]) == {1.0}
     expected = data.scalarization_weights(study.sizes, 5.0).astype(np.float32)
-    assert set(weighted["weight"]) <= set(expected)
+    plain = data.mixture(study.config.domains, batch_size=8, seed=0, length=study.config.length)
+    np.testing.assert_array_equal(weighted["weight"], expected[next(iter(plain))["domain"]])
 
 
 def test_the_weighted_loss_divides_by_the_number_of_sequences(study):
@@ -63,6 +64,14 @@ def test_moments_are_of_single_sequences(study):
             batch = {"tokens": row[None], "weight": jnp.ones(1)}
             squares.append(float(optax.tree.norm(grad(study.params, batch))) ** 2)
         np.testing.assert_allclose(moments[i], np.mean(squares), rtol=1e-4)
+
+
+def test_a_gradual_schedule_goes_from_high_to_low_and_unknown_methods_are_refused(study):
+    tau, last = study.method("gradual").temperature, study.config.steps - 1
+    np.testing.assert_allclose([tau(0), tau(last / 2), tau(last)], [5.0, 3.0, 1.0])
+    for name in ("tau=5-sdg", "calm"):
+        with pytest.raises(UsageError, match="no method"):
+            study.method(name)
 
 
 def test_norms_are_recorded_in_order():

@@ -164,6 +164,40 @@ def test_mistakes(change, words):
         data.mixture(arguments.pop("names"), **arguments)
 
 
-def test_moments_of_other_domains_are_refused():
-    with pytest.raises(ValueError, match="second_moments"):
-        data.variance_ratio(SIZES, 2, [1.0])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: data.variance_ratio(SIZES, 2, [1.0]), "second_moments"),
+        (lambda: data.variance_ratio(SIZES, 2, [1.0, -1.0]), "second_moments"),
+        (lambda: data.variance_ratio(SIZES, 2, [0.0, 0.0]), "second_moments"),
+        (lambda: data.cooldown(2, 5.0, 0.5), "lo=0.5"),
+        (lambda: data.cooldown(-1), "switch=-1"),
+        (lambda: data.unimax_sizes(SIZES, 0, 1.0), "budget 0"),
+        (lambda: data.unimax_sizes(SIZES, 10, np.nan), "epochs nan"),
+    ],
+)
+def test_wrong_numbers_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_an_array_may_be_the_temperature(counted):
+    names, _ = counted
+    schedule = lambda step: np.where(step < 2, 5.0, 1.0)
+    for a, b in zip(
+        take(4, names, temperature=schedule),
+        take(4, names, temperature=data.cooldown(2)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a["i"], b["i"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(30, [10, 10, 10]), (600, [280, 280, 40]), (5000, [3600, 400, 40])],
+)
+def test_unimax_is_even_until_a_domain_was_seen_so_often(budget, expected):
+    order = [2, 0, 1]
+    np.testing.assert_allclose(data.unimax_sizes([900, 100, 10], budget, 4.0), expected)
+    turned = data.unimax_sizes(np.array([900, 100, 10])[order], budget, 4.0)
+    np.testing.assert_allclose(turned, np.array(expected)[order])

@@ -11,6 +11,7 @@ Deviations
 | order | epochs of a materialised list | | draws with replacement, from (seed, step) alone |
 | theorem 2 | gradients of equal size in all domains | | exact, `second_moments=` |
 | switch | a step | | any function of the step |
+| UniMax | uniform until a domain is used up | | a static mixture, as its own paper |
 """
 
 from __future__ import annotations
@@ -86,17 +87,24 @@ def variance_ratio(sizes: ArrayLike, tau: float, second_moments: ArrayLike | Non
     """
     p, w = temperature_probs(sizes, tau), scalarization_weights(sizes, tau)
     g = np.ones_like(p) if second_moments is None else np.asarray(second_moments, np.float64)
-    if g.shape != p.shape:
-        raise ValueError(f"second_moments has shape {g.shape}, and sizes {p.shape}")
+    if g.shape != p.shape or not (g >= 0).all() or not g.any():
+        raise ValueError(f"second_moments {g} are not {p.size} numbers >= 0, some above")
     return float((p * w) @ g / (p @ g))
 
 
 def cooldown(switch: int, hi: float = 5.0, lo: float = 1.0) -> Callable[[int], float]:
     """tau(step): `hi` before step `switch`, `lo` from there on. The paper switches half-way.
 
+    Raises:
+      ValueError: a temperature below 1, or a negative step.
+
     >>> [cooldown(2)(step) for step in range(4)]
     [5.0, 5.0, 1.0, 1.0]
     """
+    if not (switch >= 0 and hi >= 1 and lo >= 1):
+        raise ValueError(
+            f"cooldown(switch={switch}, hi={hi}, lo={lo}): steps >= 0, temperatures >= 1"
+        )
     return lambda step: hi if step < switch else lo
 
 
@@ -117,6 +125,8 @@ def unimax_sizes(sizes: ArrayLike, budget: float, epochs: float) -> np.ndarray:
     """
     n = np.asarray(sizes, np.float64)
     temperature_probs(n, 1.0)  # checks them
+    if not (budget > 0 and epochs > 0):
+        raise ValueError(f"unimax_sizes: budget {budget} and epochs {epochs} must be positive")
     draws, left = np.empty_like(n), float(budget)
     for rank, i in enumerate(np.argsort(n)):
         draws[i] = min(left / (len(n) - rank), epochs * n[i])
@@ -169,18 +179,20 @@ def mixture(
     ]
     if any(each != features[0] for each in features):
         raise ValueError(f"{', '.join(names)} have not the same features: {features}")
+    if any(key == "domain" for key, *_ in features[0]):
+        raise ValueError("a feature is named 'domain', as the row that a mixture adds")
     counts = np.array([count for _, count, _ in sets])
     weights = counts if sizes is None else np.asarray(sizes, np.float64)
     if weights.shape != counts.shape:
         raise ValueError(f"{weights.size} sizes for {len(names)} data sets")
     at = temperature if callable(temperature) else lambda step: temperature
     probs = functools.lru_cache(maxsize=2)(lambda tau: np.cumsum(temperature_probs(weights, tau)))
-    probs(at(0))  # mistakes show here, not in a thread
+    probs(float(at(0)))  # mistakes show here, not in a thread
 
     def batch_at(i: int) -> dict[str, np.ndarray]:
         # Two uniform numbers a row, whatever the temperature.
         which, where = np.random.default_rng((seed, i)).random((2, batch_size))[:, rows]
-        ends = probs(at(i))
+        ends = probs(float(at(i)))
         domain = np.minimum(np.searchsorted(ends, which, side="right"), len(sets) - 1)
         index = (where * counts[domain]).astype(np.int64)
         batch = {"domain": domain.astype(np.int32)}
