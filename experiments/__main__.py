@@ -28,15 +28,22 @@ def main(argv: list[str] | None = None) -> int:
     from rlib.experiment import Report, UsageError, results
 
     stored, readme = ROOT / "RESULTS.md", ROOT / "README.md"
+    file = stored
     try:
+        text = stored.read_text()
         for workdir in getattr(arguments, "workdir", ()):
-            report = Report.from_json((workdir / "report.json").read_text())
-            stored.write_text(results.record(stored.read_text(), report))
-        made = results.table(METHODS, stored.read_text())
-        readme.write_text(results.with_table(readme.read_text(), made))
+            file = workdir / "report.json"
+            text = results.record(text, Report.from_json(file.read_text()))
+        file = readme
+        page = results.with_table(readme.read_text(), results.table(METHODS, text))
     except (OSError, UsageError) as error:
         print(error, file=sys.stderr)
         return 1
+    except (ValueError, TypeError, KeyError) as error:
+        print(f"{file} is no report: {error!r}", file=sys.stderr)
+        return 1
+    stored.write_text(text)
+    readme.write_text(page)
     return 0
 
 

@@ -29,10 +29,11 @@ def record(results: str, report: Report) -> str:
     in a sentence, which stays. Figures and the commit are left out.
 
     Raises:
-        UsageError: the report is of some methods or seeds only.
+        UsageError: the report is of some methods or seeds only, or of a changed configuration.
     """
-    if any(report.selection.values()):
-        raise UsageError(f"{report.experiment}: of parts only, {report.selection}; run all of it")
+    chosen = {key: value for key, value in report.selection.items() if value}
+    if chosen:
+        raise UsageError(f"{report.experiment}: not the whole preset, {chosen}; run all of it")
     lead, *sections = re.split(r"(?m)^(?=## )", results)
     body = re.sub(r"(?ms)^## Figures\n.*?(?=^## )", "", report.markdown())
     body = re.sub(r"(?m)^\| commit \|.*\n", "", re.sub(r"(?m)^#", "##", body))
@@ -48,20 +49,31 @@ def record(results: str, report: Report) -> str:
 
 
 def table(methods: Iterable[Method], results: str) -> str:
-    """The Markdown table of methods: paper, command, verdicts and summary of the default preset."""
+    """The Markdown table of methods: paper, command, verdicts and summary of the default preset.
+
+    A line below it counts all verdicts.
+    """
     head = ["method", "paper", "command", "claims", "measured"]
     lines = [head, ["---"] * len(head)]
+    total: Counter[str] = Counter()
     for method in methods:
         section = results.partition(f"## {method.name}, preset default\n\n")[2]
         section = section.partition("\n## ")[0]
         said = re.match(r"(?s)> .*?(?=\n\n|\Z)", section)
         found = Counter(re.findall(r"(?m)\| (held|not held|inconclusive) \|$", section))
-        verdicts = [f"{found[v]} {v}" for v in ("held", "not held", "inconclusive") if found[v]]
+        total += found
         paper = f"[{method.arxiv}](https://arxiv.org/abs/{method.arxiv})"
         command = f"`python -m experiments.{method.name}`"
         measured = " ".join(re.sub("(?m)^> ?", "", said[0]).split()) if said else ""
-        lines.append([method.title, paper, command, ", ".join(verdicts), measured])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        measured = re.sub(r"(?<!\\)\|", r"\|", measured)
+        lines.append([method.title, paper, command, _counted(found), measured])
+    rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{rows}\nOf all claims: {_counted(total) or 'none yet'}.\n"
+
+
+def _counted(verdicts: Counter[str]) -> str:
+    order = ("held", "not held", "inconclusive")
+    return ", ".join(f"{verdicts[name]} {name}" for name in order if verdicts[name])
 
 
 def with_table(readme: str, made: str) -> str:

@@ -49,6 +49,7 @@ class Run:
         experiment, preset, config: what the work directory belongs to.
         seeds: overrides the configuration's number of seeds.
         only: restricts `select`; empty for all.
+        overrides: "--config.KEY=VALUE" arguments that made the configuration, for the report.
         console: where progress and warnings go, or None.
 
     >>> run = Run(only=["b"])
@@ -69,10 +70,12 @@ class Run:
         config: ConfigDict | None = None,
         seeds: int | None = None,
         only: Sequence[str] = (),
+        overrides: Sequence[str] = (),
         console: Console | None = None,
     ):
         self.experiment, self.preset = experiment, preset
         self._seeds, self._only, self._console = seeds, tuple(only), console
+        self._overrides = [o for o in overrides if not o.startswith("--config.mesh.")]
         self._first = jax.process_index() == 0
         self._workdir: WorkDir | None = None
         self._log: MetricsLog | None = None
@@ -290,7 +293,7 @@ class Run:
         return bool(self._agree(int(self._workdir is not None)))
 
     def _selection(self) -> dict[str, Any]:
-        return {"seeds": self._seeds, "only": list(self._only)}
+        return {"seeds": self._seeds, "only": list(self._only), "config": self._overrides}
 
     def _agree(self, value: int) -> int:
         """The largest of the processes' values."""

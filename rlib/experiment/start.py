@@ -138,6 +138,7 @@ def run_guarded(
             config=config,
             seeds=values["seeds"],
             only=values["only"],
+            overrides=overrides,
             console=console,
         )
         if path != CHECKOUT / "configs" / f"{name}.py":

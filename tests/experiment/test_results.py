@@ -55,13 +55,14 @@ def test_a_new_report_comes_last():
 
 
 def test_a_report_of_some_methods_is_refused():
-    with pytest.raises(UsageError, match="toy: of parts only"):
-        results.record(STORED, report(selection={"only": ["a"]}))
+    for selection in ({"only": ["a"]}, {"config": ["--config.steps=3"]}, {"seeds": 2}):
+        with pytest.raises(UsageError, match="toy: not the whole preset"):
+            results.record(STORED, report(selection=selection))
 
 
 def test_the_table_counts_verdicts_and_tells_the_summary():
     lines = results.table([TOY], results.record(STORED, report())).splitlines()
-    assert len(lines) == 3
+    assert lines[3:] == ["", "Of all claims: 2 held, 1 not held."]
     assert lines[2] == (
         "| the toy | [1234.5678](https://arxiv.org/abs/1234.5678) | "
         "`python -m experiments.toy` | 2 held, 1 not held | It works, > mostly. |"
@@ -90,6 +91,12 @@ def test_the_command_records_and_lists(tmp_path, monkeypatch, capsys):
     assert listing.main(["record", str(tmp_path)]) == 0
     assert "2 held, 1 not held" in (tmp_path / "README.md").read_text()
     assert listing.main(["record", str(tmp_path / "none")]) == 1
+    (tmp_path / "bad").mkdir()
+    for text in ('{"rows": [', "{}"):
+        (tmp_path / "bad/report.json").write_text(text)
+        before = (tmp_path / "RESULTS.md").read_text()
+        assert listing.main(["record", str(tmp_path), str(tmp_path / "bad")]) == 1
+        assert (tmp_path / "RESULTS.md").read_text() == before
     assert listing.main([]) == 0
     shown = capsys.readouterr()
     assert "experiments.toy" in shown.out and "none" in shown.err
