@@ -135,7 +135,8 @@ def _messages(language: str) -> Iterator[tuple[str, bytes]]:
     spec = importlib.util.find_spec("django")
     if spec is None or spec.origin is None:
         return
-    folder, found = Path(spec.origin).parent, {}
+    folder = Path(spec.origin).parent
+    found: dict[str, str] = {}
     # Sorted, and the first translation stays: a message may be in several catalogues.
     for path in sorted(folder.rglob(f"locale/{language}/LC_MESSAGES/*.po")):
         for original, forms in _catalogue(path.read_text("utf-8")):
