@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage, stats
 from sklearn import datasets
 
-from rlib import data, information, nn
+from rlib import data, information, nn, training
 from rlib.experiment import (
     COLOURS,
     Claim,
@@ -327,19 +327,12 @@ def _train(method: str, shape: Shape, problem: Problem, setting: Values, params:
         optax.scale_by_learning_rate(setting["rate"]),
     )
 
-    def step(carry, rows):
-        params, state, count = carry
+    def loss(params, rows, count):
         x, y = problem.x[rows], problem.y[rows]
-        key = jax.random.fold_in(problem.key, count)
+        out = nnx.merge(graphdef, params)(x, key=jax.random.fold_in(problem.key, count))
+        return _loss(method, x, y, out, setting, problem.width), count + 1
 
-        def loss(params):
-            out = nnx.merge(graphdef, params)(x, key=key)
-            return _loss(method, x, y, out, setting, problem.width)
-
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
-        return (optax.apply_updates(params, updates), state, count + 1), None
-
-    return jax.lax.scan(step, (params, tx.init(params), 0), problem.batches)[0][0]
+    return training.descend(loss, params, tx, problem.batches, 0).params
 
 
 def _measure(shape: Shape, problem: Problem, params: Any) -> Values:

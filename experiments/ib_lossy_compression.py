@@ -20,7 +20,7 @@ from jax import lax
 from jax.scipy.special import ndtr
 from ml_collections import ConfigDict
 
-from rlib import data, information
+from rlib import data, information, optim, training
 from rlib.experiment import (
     COLOURS,
     Claim,
@@ -384,15 +384,15 @@ def _follower(options: ConfigDict, noise: float, estimators: list[str]) -> Calla
     def follow(params, key, images, labels):
         first, second, *others = jax.random.split(key, 5)
         code = coded(first, images)
-        return information.descend(
+        return training.descend(
             functools.partial(loss, images, labels),
             params,
-            optax.adam(options.learning_rate),
+            optim.skip_nonfinite(optax.adam(options.learning_rate)),
             jax.random.split(second, steps),
             looks=looks,
             look=functools.partial(look, images, labels, code, others),
             before=True,
-        )[1]
+        ).seen
 
     def one(seed: int) -> Values:
         key = functools.partial(named_key, seed, options.dataset, f"{noise:g}")

@@ -40,9 +40,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rlib import nn
+from rlib import nn, optim
 from rlib.information.neighbours import InformationEstimator, gaussianise, mutual_information
-from rlib.information.variational import descend
+from rlib.training import descend
 
 _leaky_relu = functools.partial(jax.nn.leaky_relu, negative_slope=0.01)
 
@@ -299,7 +299,7 @@ def fit_autoencoder(
         return error(params, key, images[rows]), None
 
     keys = jax.random.split(second, steps)
-    params, _ = descend(loss, params, optax.adam(learning_rate), keys)
+    params = descend(loss, params, optim.skip_nonfinite(optax.adam(learning_rate)), keys).params
     return nnx.merge(graphdef, params).encode, error(params, last, images)
 
 

@@ -14,7 +14,7 @@ MINE (Belghazi et al., 1801.04062) is DV, its gradient with a moving average for
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from rlib import nn, optim
 from rlib.information import kernels
+from rlib.training import descend
 
 Scores = Float[Array, "b b"]
 
@@ -205,59 +206,6 @@ class ConcatenatedCritic(nnx.Module):
 # Training
 
 
-def descend(
-    loss: Callable[[Any, jax.Array, Any], tuple[Array, Any]],
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    keys: jax.Array,
-    carry: Any = None,
-    *,
-    looks: int = 1,
-    look: Callable[[Any], Any] = lambda params: None,
-    before: bool = False,
-) -> tuple[Any, Any]:
-    """One gradient step a key, in one loop; steps whose gradient is not finite are skipped.
-
-    Args:
-        loss: (parameters, key, carry) -> value to minimise, new carry.
-        keys: their number is a multiple of `looks`.
-        carry: the first one.
-        look: what to compute of the parameters, `looks` times at equal distances.
-        before: look before the steps of each distance, not after.
-
-    Returns:
-        The parameters, and what `look` gave, stacked.
-
-    Raises:
-        ValueError: `looks` does not divide the steps.
-
-    >>> loss = lambda x, key, carry: (x**2, carry)
-    >>> keys = jax.random.split(jax.random.key(0), 3)
-    >>> x, seen = descend(loss, jnp.float32(8), optax.sgd(0.25), keys, looks=3, look=lambda x: x)
-    >>> float(x), seen.tolist()
-    (1.0, [4.0, 2.0, 1.0])
-    """
-    if looks < 1 or len(keys) % looks:
-        raise ValueError(f"{len(keys)} steps are not divisible into {looks} looks")
-    optimizer = optim.skip_nonfinite(optimizer)
-
-    def step(state, key):
-        params, slots, carry = state
-        grads, carry = jax.grad(loss, has_aux=True)(params, key, carry)
-        updates, slots = optimizer.update(grads, slots, params)
-        return (optax.apply_updates(params, updates), slots, carry), None
-
-    def stretch(state, keys):
-        old = state
-        state, _ = lax.scan(step, state, keys)
-        return state, look(old[0] if before else state[0])
-
-    state, seen = lax.scan(
-        stretch, (params, optimizer.init(params), carry), keys.reshape(looks, -1)
-    )
-    return state[0], seen
-
-
 def fit_critic(
     key: jax.Array,
     x: Float[Array, "n dx"],
@@ -277,7 +225,8 @@ def fit_critic(
     that it has seen, the bounds are not valid, and far too high. They are read as one batch, or in
     batches of at most 4096 whose mean it is (log 4096, InfoNCE's limit, is 8.3 nats; a remainder of
     fewer pairs than batches is left out), so that memory does not grow with the square of n.
-    Works under `vmap`, over learning rates as well; NaN in traced samples gives NaN.
+    Works under `vmap`, over learning rates as well; NaN in traced samples gives NaN. A step whose
+    gradient is not finite is skipped: a critic whose scores overflow stays as it is, and is read.
 
     Args:
         x, y: pairs, as rows; computed with in float32.
@@ -332,5 +281,5 @@ def fit_critic(
 
     keys = jax.random.split(second, steps)
     start = jnp.float32(-jnp.inf)
-    optimizer = optax.adam(learning_rate)
-    return descend(loss, params, optimizer, keys, start, looks=looks, look=look)[1]
+    optimizer = optim.skip_nonfinite(optax.adam(learning_rate))
+    return descend(loss, params, optimizer, keys, start, looks=looks, look=look).seen

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy.special import logsumexp
 
@@ -144,20 +143,6 @@ def test_the_concatenated_critic_scores_each_pair(monkeypatch):
     np.testing.assert_allclose(scores[1, 2], expected, rtol=1e-5)
     monkeypatch.setattr(variational, "_SCORES_AT_ONCE", 6)  # two rows, then one
     np.testing.assert_allclose(critic(x, y[:, :1]), scores, rtol=1e-5)
-
-
-def test_steps_without_a_finite_gradient_are_skipped():
-    loss = lambda params, key, count: (jnp.where(count == 1, jnp.inf, 1.0) * params, count + 1)
-    keys = jax.random.split(jax.random.key(0), 4)
-    descend = functools.partial(
-        variational.descend, loss, jnp.float32(0), optax.sgd(1.0), keys, 0, looks=2
-    )
-    last, seen = descend(look=lambda p: p)
-    assert float(last) == -3  # of four steps one is skipped
-    np.testing.assert_array_equal(seen, [-1, -3])
-    np.testing.assert_array_equal(descend(look=lambda p: p, before=True)[1], [0, -1])
-    with pytest.raises(ValueError, match="not divisible"):
-        variational.descend(loss, jnp.float32(0), optax.sgd(1.0), keys, 0, looks=3)
 
 
 def test_critics_learn():
