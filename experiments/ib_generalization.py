@@ -19,7 +19,6 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from sklearn.datasets import make_blobs
 
@@ -185,19 +184,15 @@ def _fit(config: ConfigDict, run: Run, series: str, width: int, layers: int, dra
     sizes = _network_sizes(config, width, layers)
     shape = (draws, config.initialisations, len(config.decays))
     draw, seed, decay = (index.ravel() for index in np.indices(shape))
-    mesh = run.mesh(config)
-    count, parts = len(draw), parallel.data_axis_size(mesh)
-    rows = np.arange(-(-count // parts) * parts) % count  # as many networks as the mesh divides
     blobs = [_blobs(config.blobs, i) for i in range(draws)]
-    examples = jax.tree.map(lambda *x: np.stack(x)[draw[rows]], *blobs)
+    examples = jax.tree.map(lambda *x: np.stack(x)[draw], *blobs)
     keys = [named_key(i, "network") for i in range(config.initialisations)]
     networks = [_network(sizes, key) for key in keys]
     network_of = networks[0][1]
-    of_network = lambda *x: np.stack(x)[seed[rows]]
+    of_network = lambda *x: np.stack(x)[seed]
     params = jax.tree.map(of_network, *[params for params, _ in networks])
     key_data = of_network(*map(jax.random.key_data, keys))
-    decays = np.asarray(config.decays, np.float32)[decay[rows]]
-    batch = (params, key_data, decays, examples)
+    decays = np.asarray(config.decays, np.float32)[decay]
 
     def local(params, key_data, decays, examples):
         keys = jax.random.wrap_key_data(key_data)
@@ -208,13 +203,8 @@ def _fit(config: ConfigDict, run: Run, series: str, width: int, layers: int, dra
         posterior = optim.swag_restrict(state, lambda tree: tree["encoder"])
         return measured | {"multiplier": multiplier}, posterior
 
-    split = parallel.batch_spec(mesh)
-    together = jax.jit(  # networks know nothing of each other: no collectives, nothing to check
-        jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=split, check_vma=False),
-        out_shardings=parallel.named(mesh, PartitionSpec()),
-    )
-    found = together(*parallel.shard_batch(mesh, batch))
-    measured, posteriors = jax.tree.map(lambda x: np.asarray(x)[:count], found)
+    together = parallel.map_over_mesh(local, run.mesh(config))
+    measured, posteriors = together(params, key_data, decays, examples)
     means = measured.pop("mean of Z")
     values = {name: value.reshape(shape) for name, value in measured.items()}
     binned = functools.partial(information.binned_information, bins=config.bins)

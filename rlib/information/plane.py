@@ -39,7 +39,6 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, UInt
 from scipy.optimize import brentq
 from scipy.special import expit, xlogy
@@ -52,7 +51,7 @@ from rlib.information.discrete import (
     kde_entropy_bounds,
     output_range,
 )
-from rlib.parallel import batch_spec, data_axis_size, named
+from rlib.parallel import map_over_mesh
 
 RangePolicy = Literal["fixed", "global", "local"]
 #: (outputs (rows, units), labels (rows,), low, high) -> values, such as (I(X;T), I(T;Y)).
@@ -349,48 +348,6 @@ def snapshot_epochs(epochs: int, count: int) -> Int[np.ndarray, " snapshots"]:
     return np.unique(np.append(0, np.geomspace(1, epochs, count - 1).round().astype(int)))
 
 
-def _over_seeds(function: Callable, mesh: Mesh | None, shared: int = 0) -> Callable:
-    """function, for all seeds at once: jitted, vmapped, and split over the mesh's data axis.
-
-    The last `shared` arguments are the same for all seeds. Where seeds do not divide by the axis,
-    the last one is computed again and dropped.
-    """
-    parts = 1 if mesh is None else data_axis_size(mesh)
-
-    def over(*args: Any) -> Any:
-        mapped = jax.vmap(function, in_axes=(0,) * (len(args) - shared) + (None,) * shared)
-        if mesh is None:
-            return mapped(*args)
-        split = batch_spec(mesh)
-        specs = (split,) * (len(args) - shared) + (P(),) * shared
-        # Seeds do not talk to each other, so nothing needs to be proven about replication.
-        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(
-            *args
-        )
-
-    program = jax.jit(over)
-
-    def call(*args: Any) -> Any:
-        seeds, rest = args[: len(args) - shared], args[len(args) - shared :]
-        return program(*(jax.tree.map(functools.partial(_padded, parts), a) for a in seeds), *rest)
-
-    return call
-
-
-def _padded(parts: int, leaf: Any) -> Any:
-    missing = -leaf.shape[0] % parts
-    if not missing:
-        return leaf
-    return np.concatenate([leaf, np.repeat(np.asarray(leaf[-1:]), missing, axis=0)])
-
-
-def _fetch(tree: Any, mesh: Mesh | None, seeds: int) -> Any:
-    """To the host, on every process, without the seeds that were added."""
-    if mesh is not None:
-        tree = jax.jit(lambda t: t, out_shardings=named(mesh, P()))(tree)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:seeds], tree)
-
-
 def _moves(key: Key[Array, ""], size: int) -> UInt[Array, " size"]:
     """A random permutation: random bits above the numbers 0 to size - 1, sorted.
 
@@ -425,7 +382,10 @@ def _programs(training: PlaneTraining, mesh: Mesh | None) -> tuple[Callable, Cal
 
         return lax.fori_loop(first, first + count, epoch, state)
 
-    return _over_seeds(begin, mesh, shared=1), _over_seeds(advance, mesh, shared=3)
+    return (
+        map_over_mesh(jax.vmap(begin, in_axes=(0, None)), mesh, shared=1),
+        map_over_mesh(jax.vmap(advance, in_axes=(0, 0, None, None, None)), mesh, shared=3),
+    )
 
 
 def _checked(labels: Int[np.ndarray, " patterns"], n: int) -> UInt[np.ndarray, " patterns"]:
@@ -476,25 +436,25 @@ def record_trajectory(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: at least 1")
     begin, advance = _programs(training, mesh)
-    key_data, seeds = np.asarray(jax.random.key_data(keys)), len(keys)
-    if seeds == 0:
+    key_data = np.asarray(jax.random.key_data(keys))
+    if len(keys) == 0:
         raise ValueError("keys: at least one")
     words, state = begin(key_data, table)
     done, stored = 0, []
     for target in at.tolist():
         while done < target:
             count = min(chunk, target - done)
-            state = jax.block_until_ready(advance(words, state, key_data[0], done, count))
+            state = advance(words, state, key_data[0], done, count)
             done += count
             if on_chunk is not None:
                 on_chunk(done)
-        stored.append(_fetch(state[0], mesh, seeds))
+        stored.append(state[0])
     params = np.stack(stored, axis=1)
     if not np.isfinite(params).all():
         raise ValueError(
             f"the weights are not finite: lower learning_rate={training.learning_rate}"
         )
-    return Trajectory(at, params, _fetch(words, mesh, seeds))
+    return Trajectory(at, params, words)
 
 
 def _by_snapshot(
@@ -525,8 +485,11 @@ def _of_network(
 
         return lax.map(lambda at: one(*at), own)
 
-    run = _over_seeds(of_seed, mesh, shared)
-    return lambda params, *others: _fetch(run(params, *others), mesh, len(params))
+    def of_seeds(*args: Any) -> Array:
+        axes = (0,) * (len(args) - shared) + (None,) * shared
+        return jax.vmap(of_seed, in_axes=axes)(*args)
+
+    return map_over_mesh(of_seeds, mesh, shared)
 
 
 def _ranges(outputs: list[Array]) -> Array:
@@ -738,8 +701,7 @@ def gradient_phases(
     >>> round(float(gradient_phases(training, trajectory)[0, 0, 1, 2]), 4)  # tanh(1/2)
     0.4621
     """
-    run = _phases(training, mesh)
-    return _fetch(run(trajectory.params, trajectory.train), mesh, len(trajectory.params))
+    return _phases(training, mesh)(trajectory.params, trajectory.train)
 
 
 @functools.lru_cache(maxsize=16)
@@ -759,4 +721,4 @@ def _phases(training: PlaneTraining, mesh: Mesh | None) -> Callable:
 
         return lax.map(one, params)
 
-    return _over_seeds(of_seed, mesh)
+    return map_over_mesh(jax.vmap(of_seed), mesh)

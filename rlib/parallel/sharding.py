@@ -1,6 +1,6 @@
 """Where arrays live: logical axis names to mesh axes, batches over the data axis."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -174,3 +174,48 @@ def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
     {(2, 3)}
     """
     return place(mesh, batch, batch_spec(mesh))
+
+
+def map_over_mesh(
+    function: Callable[..., Tree], mesh: Mesh | None, shared: int = 0
+) -> Callable[..., Tree]:
+    """A program of many independent rows (seeds, networks), split over the mesh's data axis.
+
+    Args:
+        function: of arrays with a leading axis over some of the rows, often a `jax.vmap`; so are
+            its results. Its last `shared` arguments are whole, and the same for all rows.
+        mesh: None for one device.
+
+    Returns:
+        The function of all rows, jitted. It takes host arrays, the same ones on every process,
+        and gives host arrays on every process. Where rows do not divide by the mesh's axis, the
+        last one is computed again and dropped.
+
+    >>> program = map_over_mesh(lambda x, scale: scale * x, Mesh(jax.devices(), "data"), shared=1)
+    >>> program(np.arange(3.0), 2.0).tolist()
+    [0.0, 2.0, 4.0]
+    """
+
+    def over(*args: Tree) -> Tree:
+        if mesh is None:
+            return function(*args)
+        split = batch_spec(mesh)
+        specs = (split,) * (len(args) - shared) + (P(),) * shared
+        # Rows know nothing of each other: nothing needs to be proven about replication.
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
+        )
+        return mapped(*args)
+
+    program = jax.jit(over, out_shardings=None if mesh is None else named(mesh, P()))
+
+    def call(*args: Tree) -> Tree:
+        own, same = args[: len(args) - shared], args[len(args) - shared :]
+        rows = len(jax.tree.leaves(own)[0])
+        if mesh is not None:
+            parts = data_axis_size(mesh)
+            index = np.minimum(np.arange(-(-rows // parts) * parts), rows - 1)
+            own = shard_batch(mesh, jax.tree.map(lambda x: np.asarray(x)[index], own))
+        return jax.tree.map(lambda x: np.asarray(x)[:rows], program(*own, *same))
+
+    return call

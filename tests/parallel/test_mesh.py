@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlib.parallel import make_mesh, mesh_shape, place, shard_batch
+from rlib.parallel import make_mesh, map_over_mesh, mesh_shape, place, shard_batch
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,15 @@ def test_rows_that_do_not_divide_are_refused():
 
 def test_a_mesh_of_some_devices():
     assert make_mesh({"data": -1}, jax.devices()[:3]).shape == {"data": 3}
+
+
+@pytest.mark.parametrize("rows", [3, 8, 11])
+def test_rows_over_eight_devices_are_those_of_one(rows):
+    mesh, x = make_mesh({"data": 4, "model": 2}), np.arange(2.0 * rows, dtype=np.float32)
+    given = {"x": x.reshape(rows, 2), "y": np.arange(rows)}
+    function = lambda own, scale: (own["x"] @ scale, {"y": own["y"] + 1})
+    expected = map_over_mesh(function, None, shared=1)(given, np.array([2.0, 1.0], np.float32))
+    found = map_over_mesh(function, mesh, shared=1)(given, np.array([2.0, 1.0], np.float32))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    np.testing.assert_array_equal(found[0], given["x"] @ [2.0, 1.0])
+    assert found[1]["y"].tolist() == list(range(1, rows + 1))
