@@ -10,7 +10,7 @@ layer; gradients at frozen weights, and the information bottleneck's own bound.
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from rlib import information
 from rlib.experiment import (
     COLOURS,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
@@ -307,7 +308,7 @@ def _rows(config, trained, planes, noisy, bound, fits, speed, whole) -> list[Row
         """A row a layer of values (seeds, layers)."""
         for name, column in zip(_layer_names(config, arm), values.T, strict=False):
             if np.isfinite(column).all():
-                rows.append(Row(method, name, metric, _floats(column)))
+                rows.append(Row(method, name, metric, column))
 
     for arm, views in planes.items():
         for view, points in views.items():
@@ -323,19 +324,15 @@ def _rows(config, trained, planes, noisy, bound, fits, speed, whole) -> list[Row
         for k, part in enumerate(("training patterns", "other patterns")):
             values = result["accuracy"][:, -1, k]
             if np.isfinite(values).all():
-                rows.append(Row(arm, part, ACCURACY, _floats(values)))
+                rows.append(Row(arm, part, ACCURACY, values))
     for arm, found in fits.items():
         add(arm, BETA, arm, found["fits"][:, -1, :, 0])
         add(arm, EXCESS, arm, _below_bound(found["fits"][:, -1], bound))
     for name, values in speed.items():
         title = {"loop": "loop over seeds of jitted steps", "together": "one program"}[name]
-        rows.append(Row(title, "tanh", SPEED, _floats(values)))
+        rows.append(Row(title, "tanh", SPEED, values))
     rows += [Row(arm, "all seeds", WHOLE, [seconds]) for arm, seconds in whole.items()]
     return rows
-
-
-def _floats(values: Iterable[Any]) -> list[float]:
-    return [float(value) for value in values]
 
 
 def _below_bound(fits: np.ndarray, bound: Values) -> np.ndarray:
@@ -364,12 +361,8 @@ def _turns_at(snr: np.ndarray) -> np.ndarray:
 
 def _claims(config, trained, planes, noisy, bound, fits, speed, whole) -> list[Claim]:
     """Those claims of which everything was run."""
-    claims: list[Claim] = []
+    claims = Claims(trained)
     bits = config.compressed
-
-    def add(sentence: str, needs: Iterable[str], values: Callable[[], Iterable], **limits: Any):
-        if set(needs) <= set(trained):
-            claims.append(judge(sentence, _floats(values()), **limits))
 
     def lost(arm: str, layer: int, view: str | None = None) -> Callable[[], np.ndarray]:
         points = lambda: _main_view(planes, arm) if view is None else planes[arm][view]
@@ -378,25 +371,25 @@ def _claims(config, trained, planes, noisy, bound, fits, speed, whole) -> list[C
     # Layers of 10 and 7 units have nearly one cell a pattern, and cannot show a change.
     narrow = {width: i for i, width in enumerate(config.arms.tanh.hidden) if width <= 5}
     for width, i in narrow.items():
-        add(
+        claims.add(
             f"tanh: the layer of {width} units compresses (final minus peak of I(X;T), bits)",
             ("tanh",), lost("tanh", i), at_most=-bits,
         )  # fmt: skip
     for width, i in narrow.items():
-        add(
+        claims.add(
             f"rectified units: the layer of {width} units does not (bits)",
             ("relu",), lost("relu", i), at_least=-bits,
         )  # fmt: skip
-    add(
+    claims.add(
         "tanh: the last hidden layer compresses in most seeds (p of a sign test)",
         ("tanh",), lambda: [_sign_test(lost("tanh", -2)() < -bits)], at_most=0.05, exact=True,
     )  # fmt: skip
-    add(
+    claims.add(
         "rectified units: it does not in most seeds (p of a sign test)",
         ("relu",), lambda: [_sign_test(lost("relu", -2)() >= -bits)], at_most=0.05, exact=True,
     )  # fmt: skip
     other = lambda arm: trained[arm]["accuracy"][:, -1, 1]
-    add(
+    claims.add(
         "rectified units generalise as well as tanh (difference of accuracy on other patterns)",
         ("tanh", "relu"),
         lambda: _paired(other("relu"), other("tanh")),
@@ -405,13 +398,13 @@ def _claims(config, trained, planes, noisy, bound, fits, speed, whole) -> list[C
     last = len(config.arms.tanh.hidden) - 1
     for view in planes.get("tanh", {}):
         if view != next(iter(planes["tanh"])):
-            add(
+            claims.add(
                 f"tanh, {view} bins: the last hidden layer compresses (bits)",
                 ("tanh",), lost("tanh", last, view), at_most=-bits,
             )  # fmt: skip
     for view in planes.get("relu", {}):
         if view != next(iter(planes["relu"])):
-            add(
+            claims.add(
                 f"rectified units, {view} bins: the last hidden layer does not compress (bits)",
                 ("relu",), lost("relu", last, view), at_least=-bits,
             )  # fmt: skip
@@ -420,11 +413,11 @@ def _claims(config, trained, planes, noisy, bound, fits, speed, whole) -> list[C
         ("relu", "does not compress", {"at_least": -bits}),
     ):
         if arm in noisy:
-            add(
+            claims.add(
                 f"{arm}, Gaussian noise, upper bound: the last hidden layer {sign} (bits)",
                 (arm,), lambda a=arm: _from_peak(noisy[a][..., 1:])[:, last], **limits,
             )  # fmt: skip
-    add(
+    claims.add(
         "tanh, a tenth of the rate: the last hidden layer compresses (bits)",
         ("tanh_slow",), lost("tanh_slow", -2), at_most=-bits,
     )  # fmt: skip
@@ -433,15 +426,15 @@ def _claims(config, trained, planes, noisy, bound, fits, speed, whole) -> list[C
     fall = lambda arm: (
         _main_view(planes, arm)[:, -1, -2, 1] - _main_view(planes, arm)[:, :, -2, 1].max(axis=1)
     )
-    add(
+    claims.add(
         "5 % of the data: the last hidden layer loses I(T;Y) (final minus peak, bits)",
         ("tanh_little_data",), lambda: fall("tanh_little_data"), at_most=-0.05,
     )  # fmt: skip
-    add(
+    claims.add(
         "85 % of the data: it does not",
         ("tanh",), lambda: fall("tanh"), at_least=-0.05,
     )  # fmt: skip
-    add(
+    claims.add(
         "one hidden layer needs twice the epochs of five to 0.9 bit at the output (log2)",
         ("tanh", "tanh_shallow"),
         lambda: _paired(
@@ -450,17 +443,17 @@ def _claims(config, trained, planes, noisy, bound, fits, speed, whole) -> list[C
         at_least=1,
     )
     hidden = lambda arm: fits[arm]["fits"][:, -1, :-1]
-    add(
+    claims.add(
         "tanh: the fitted beta falls from the first hidden layer to the last (log10)",
         ("tanh",),
         lambda: np.log10(hidden("tanh")[:, 0, 0] / hidden("tanh")[:, -1, 0]),
         at_least=0.1,
     )
-    add(
+    claims.add(
         "tanh: hidden layers end near the bottleneck's bound (largest distance of I(T;Y), bits)",
         ("tanh",), lambda: _below_bound(hidden("tanh"), bound).max(axis=1), at_most=0.05,
     )  # fmt: skip
-    add(
+    claims.add(
         "tanh: and near its encoders (largest divergence, bits)",
         ("tanh",), lambda: hidden("tanh")[..., 1].max(axis=1), at_most=0.5,
     )  # fmt: skip
@@ -489,15 +482,15 @@ def _phase_claims(config, trained, planes, arm: str, name: str) -> list[Claim]:
     return [
         judge(
             f"tanh, {name}: most of I(X;T) is lost after I(T;Y) has risen (share)",
-            _floats(after), at_least=0.5,
+            after, at_least=0.5,
         ),
         judge(
             f"tanh, {name}: the gradient's mean falls below its fluctuation (log10 of SNR, final)",
-            _floats(np.log10(snr[:, -1])), at_most=0,
+            np.log10(snr[:, -1]), at_most=0,
         ),
         judge(
             f"tanh, {name}: and does so when I(T;Y) has risen, within a factor 2 (log2 of epochs)",
-            _floats(distance), at_most=1,
+            distance, at_most=1,
         ),
     ]  # fmt: skip
 

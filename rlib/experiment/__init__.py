@@ -4,13 +4,14 @@ from rlib.experiment import results, slow_network
 from rlib.experiment.config import apply_preset
 from rlib.experiment.errors import Stopped, UsageError, unknown
 from rlib.experiment.figures import COLOURS, legend, panels, picture, styled
-from rlib.experiment.report import Claim, Report, Row, judge
+from rlib.experiment.report import Claim, Claims, Report, Row, judge
 from rlib.experiment.run import Run, named_key
 from rlib.experiment.start import start
 
 __all__ = [
     "COLOURS",
     "Claim",
+    "Claims",
     "Report",
     "Row",
     "Run",

@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,7 +25,7 @@ class Row:
     Fields:
         method, group: what was measured on what, for example a signal.
         metric: with its unit, for example "PSNR (dB)".
-        values: one per seed.
+        values: one per seed, array-like; kept as a list of floats, NaN and infinities included.
         published: the paper's number where one compares, else None.
 
     >>> row = Row("winner", "camera", "PSNR (dB)", [30.0, 32.0])
@@ -35,17 +36,22 @@ class Row:
     method: str
     group: str
     metric: str
-    values: list[float]
+    values: Any
     published: float | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", _floats(self.values).tolist())
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.values))
+        with np.errstate(invalid="ignore"):
+            return float(np.mean(self.values))
 
     @property
     def spread(self) -> float:
         """Sample standard deviation over seeds; 0 for one seed."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
+        with np.errstate(invalid="ignore"):
+            return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Claim:
 
 def judge(
     sentence: str,
-    values: Sequence[float],
+    values: ArrayLike,
     *,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -77,13 +83,13 @@ def judge(
     """Judge a bound on a mean by its t interval.
 
     Args:
-        values: one per seed; for a comparison the paired differences.
+        values: one per seed, array-like; for a comparison the paired differences.
         at_least, at_most, within: one of them; the bound, on the absolute value for `within`.
         exact: the values are no sample, for example bytes of a compiled program.
 
     Returns:
         "held" if the whole interval meets the bound, "not held" if none of it does,
-        "inconclusive" otherwise and for fewer than two values.
+        "inconclusive" otherwise, for fewer than two values, and if a value is not finite.
 
     Raises:
         ValueError: no values, or not exactly one bound.
@@ -93,32 +99,53 @@ def judge(
     """
     if [at_least, at_most, within].count(None) != 2:
         raise ValueError("give one of at_least, at_most and within")
-    sample = np.asarray(values, np.float64)
+    sample = _floats(values)
     if sample.size == 0:
         raise ValueError(f"no values for the claim {sentence!r}")
-    mean = float(sample.mean())
+    with np.errstate(invalid="ignore"):
+        mean = float(sample.mean())
     bounds = {">=": at_least, "<=": at_most, "within +-": within}
     bound = next(f"{sign} {limit:g}" for sign, limit in bounds.items() if limit is not None)
-    if exact:
-        half = 0.0
-    elif sample.size < 2:
+    if not math.isfinite(mean) or (sample.size < 2 and not exact):
         return Claim(sentence, mean, None, bound, "inconclusive")
-    else:
-        half = float(
-            stats.t.ppf((1 + confidence) / 2, sample.size - 1)
-            * sample.std(ddof=1)
-            / math.sqrt(sample.size)
-        )
+    half = 0.0
+    if not exact:
+        quantile = stats.t.ppf((1 + confidence) / 2, sample.size - 1)
+        half = float(quantile * sample.std(ddof=1) / math.sqrt(sample.size))
     low, high = mean - half, mean + half
     floor = at_least if at_least is not None else -math.inf if within is None else -within
     ceiling = at_most if at_most is not None else math.inf if within is None else within
     verdict: Verdict = "inconclusive"
-    if math.isfinite(mean):
-        if floor <= low and high <= ceiling:
-            verdict = "held"
-        elif high < floor or low > ceiling:
-            verdict = "not held"
+    if floor <= low and high <= ceiling:
+        verdict = "held"
+    elif high < floor or low > ceiling:
+        verdict = "not held"
     return Claim(sentence, mean, (low, high), bound, verdict)
+
+
+class Claims(list[Claim]):
+    """The claims of which every method was run.
+
+    Args:
+        ran: the methods that were run.
+
+    >>> claims = Claims(["a", "b"])
+    >>> claims.add("a beats b", ["a", "b"], lambda: [2.0, 2.1, 1.9], at_least=1.0)
+    >>> claims.add("a beats c", ["a", "c"], lambda: [1.0, 1.1, 0.9], at_least=1.0)
+    >>> [(claim.claim, claim.verdict) for claim in claims]
+    [('a beats b', 'held')]
+    """
+
+    def __init__(self, ran: Iterable[str]):
+        super().__init__()
+        self._ran = frozenset(ran)
+
+    def add(
+        self, sentence: str, needs: Iterable[str], values: Callable[[], ArrayLike], **bound: Any
+    ) -> None:
+        """Judge the values, with the arguments of `judge`, if all methods of `needs` were run."""
+        if self._ran.issuperset(needs):
+            self.append(judge(sentence, values(), **bound))
 
 
 @dataclass(frozen=True)
@@ -153,7 +180,7 @@ class Report:
         content = asdict(self)
         for row, source in zip(content["rows"], self.rows, strict=True):
             row |= {"mean": source.mean, "spread": source.spread}
-        return json.dumps(content, indent=1)
+        return json.dumps(_plain(content), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
@@ -163,7 +190,13 @@ class Report:
             for row in content["rows"]
         ]
         claims = [
-            Claim(**{**claim, "interval": tuple(claim["interval"]) if claim["interval"] else None})
+            Claim(
+                claim=claim["claim"],
+                measured=float(claim["measured"]),
+                interval=tuple(claim["interval"]) if claim["interval"] else None,
+                bound=claim["bound"],
+                verdict=claim["verdict"],
+            )
             for claim in content["claims"]
         ]
         return cls(**{**content, "rows": rows, "claims": claims})
@@ -212,6 +245,19 @@ class Report:
             console.print(table)
         for note in self.notes:
             console.print(f"- {note}", markup=False, highlight=False)
+
+
+def _floats(values: ArrayLike) -> np.ndarray:
+    return np.asarray(values, np.float64).ravel()
+
+
+def _plain(node: Any) -> Any:
+    """JSON has no NaN and no infinities: they become strings, which `float` reads."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_plain(value) for value in node]
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def _cell(row: Row) -> str:

@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from rlib.experiment import Report, Row, judge
         ([2.0, 2.1, 1.9], {"at_most": 2}, "inconclusive"),
         ([2.0], {"at_least": 1}, "inconclusive"),
         ([2.0, np.nan], {"at_least": 1}, "inconclusive"),
+        ([2.0, np.inf], {"at_least": 1}, "inconclusive"),
+        ([np.inf, -np.inf], {"at_least": 1}, "inconclusive"),
+        (np.float32([[2.0], [2.1], [1.9]]), {"at_least": 1}, "held"),
         ([0.0, 0.0], {"at_most": 0.1}, "held"),
     ],
 )
@@ -52,6 +56,23 @@ def report():
 
 def test_json_there_and_back(report):
     assert Report.from_json(report.to_json()) == report
+
+
+def test_what_is_not_finite_stays_and_the_json_is_valid():
+    row = Row("a", "x", "loss", np.float32([np.nan, np.inf, -np.inf, 0.5]))
+    infinite = Row("a", "y", "loss", [np.inf, np.inf])
+    report = Report([row, infinite], [judge("a", row.values, at_most=0)])
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    json.loads(report.to_json(), parse_constant=refuse)
+    again = Report.from_json(report.to_json())
+    np.testing.assert_array_equal(again.rows[0].values, row.values)
+    assert again.rows[1] == infinite
+    assert infinite.mean == np.inf
+    assert (again.claims[0].verdict, again.claims[0].interval) == ("inconclusive", None)
+    assert "| a | nan ± nan | inf ± nan |" in report.markdown()
 
 
 def test_rows_carry_mean_and_sample_spread(report):
