@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
 
 #: From here on numbers are shown by their powers of ten.
 HUGE = 1e6
@@ -110,6 +109,8 @@ def judge(
         return Claim(sentence, mean, None, bound, "inconclusive")
     half = 0.0
     if not exact:
+        from scipy import stats  # takes a second, which not every process needs
+
         quantile = stats.t.ppf((1 + confidence) / 2, sample.size - 1)
         half = float(quantile * sample.std(ddof=1) / math.sqrt(sample.size))
     low, high = mean - half, mean + half
