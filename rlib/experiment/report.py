@@ -170,6 +170,9 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", list(self.claims))  # `Claims` would not become JSON
+
     def value(self, method: str, group: str, metric: str) -> Row:
         """The row of a measurement."""
         for row in self.rows:

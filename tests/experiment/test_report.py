@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlib.experiment import Report, Row, judge
+from rlib.experiment import Claims, Report, Row, judge
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,10 @@ def test_it_is_shown_on_a_narrow_terminal(report):
     console = Console(file=io.StringIO(), width=60)
     report.show(console)
     assert "11.0" in console.file.getvalue()
+
+
+def test_claims_of_a_report_become_json():
+    claims = Claims(["a"])
+    claims.add("a", ["a"], lambda: [1.0, 2.0], at_least=0)
+    report = Report([], claims)
+    assert Report.from_json(report.to_json()) == report
