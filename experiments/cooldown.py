@@ -21,11 +21,11 @@ from rlib import data, nn, parallel
 from rlib.experiment import (
     COLOURS,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
     UsageError,
-    judge,
     legend,
     named_key,
     panels,
@@ -55,7 +55,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     return Report(_rows(config, study, found), _claims(config, study, found), _notes(config, study))
 
 
-class Method(NamedTuple):
+class Sampling(NamedTuple):
     """How a method draws and weights sequences."""
 
     temperature: float | Callable[[int], float]
@@ -133,7 +133,7 @@ class Study:
         rows = self._sequences(name, split)
         return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
-    def method(self, name: str) -> Method:
+    def method(self, name: str) -> Sampling:
         config, ones = self.config, np.ones(len(self.sizes))
         name, _, optimizer = name.partition("-")
         sgd = optimizer == "sgd"
@@ -141,22 +141,22 @@ class Study:
         match name:
             case "scalarised":
                 weights = data.scalarization_weights(self.sizes, config.hi)
-                return Method(1.0, weights, None, sgd)
+                return Sampling(1.0, weights, None, sgd)
             case "cooldown":
-                return Method(data.cooldown(config.switch, config.hi, config.lo), ones, None, sgd)
+                return Sampling(data.cooldown(config.switch, config.hi, config.lo), ones, None, sgd)
             case "gradual":
                 slope = (config.lo - config.hi) / max(config.steps - 1, 1)
-                return Method(lambda step: config.hi + slope * step, ones, None, sgd)
+                return Sampling(lambda step: config.hi + slope * step, ones, None, sgd)
             case "increasing":
-                return Method(data.cooldown(config.switch, config.lo, config.hi), ones, None, sgd)
+                return Sampling(data.cooldown(config.switch, config.lo, config.hi), ones, None, sgd)
             case "unimax":
                 sizes = data.unimax_sizes(self.sizes, budget, config.epochs)
-                return Method(1.0, ones, sizes, sgd)
+                return Sampling(1.0, ones, sizes, sgd)
         if not name.startswith("tau=") or optimizer not in ("", "sgd"):
             raise UsageError(f"no method {name!r} with {optimizer or 'Adam'}")
-        return Method(float(name.removeprefix("tau=")), ones, None, sgd)
+        return Sampling(float(name.removeprefix("tau=")), ones, None, sgd)
 
-    def stream(self, method: Method, seed: int) -> Any:
+    def stream(self, method: Sampling, seed: int) -> Any:
         config, weights = self.config, method.weights.astype(np.float32)
         batches = data.mixture(
             config.domains,
@@ -256,21 +256,24 @@ def _short(name: str) -> str:
 
 
 def _claims(config: ConfigDict, study: Study, found: dict[str, list[Values]]) -> list[Claim]:
-    claims: list[Claim] = []
+    claims = Claims(method for method, runs in found.items() if runs)
     rich = lambda method: _final(found[method])[:, 0]
     rare = lambda method: _final(found[method])[:, 1:].mean(axis=1)
     noise = lambda method: np.log10(_noise(config, found[method]))
 
-    def add(sentence: str, needs: tuple[str, ...], values: Callable[[], Any], **bound: Any) -> None:
-        if all(found.get(method) for method in needs):
-            claims.append(judge(sentence, values().tolist(), **bound))
-
     over, by_size = (f"tau={tau:g}" for tau in (config.hi, config.lo))
-    add(f"Cooldown ends within {config.margin:g} nats of sampling by size on the largest language",
-        ("cooldown", by_size), lambda: rich("cooldown") - rich(by_size),
-        at_most=config.margin)  # fmt: skip
-    add("and below it on the others", ("cooldown", by_size),
-        lambda: rare("cooldown") - rare(by_size), at_most=0)  # fmt: skip
+    claims.add(
+        f"Cooldown ends within {config.margin:g} nats of sampling by size on the largest language",
+        ("cooldown", by_size),
+        lambda: rich("cooldown") - rich(by_size),
+        at_most=config.margin,
+    )
+    claims.add(
+        "and below it on the others",
+        ("cooldown", by_size),
+        lambda: rare("cooldown") - rare(by_size),
+        at_most=0,
+    )
     others = {
         over: "static over-sampling",
         "tau=100": "even sampling",
@@ -280,20 +283,44 @@ def _claims(config: ConfigDict, study: Study, found: dict[str, list[Values]]) ->
         "gradual": "a gradual schedule",
     }
     for method, title in others.items():
-        add(f"Cooldown ends below {title} on the largest language (nats)", ("cooldown", method),
-            lambda m=method: rich("cooldown") - rich(m), at_most=0)  # fmt: skip
-        add("and on the others", ("cooldown", method),
-            lambda m=method: rare("cooldown") - rare(m), at_most=0)  # fmt: skip
+        claims.add(
+            f"Cooldown ends below {title} on the largest language (nats)",
+            ("cooldown", method),
+            lambda m=method: rich("cooldown") - rich(m),
+            at_most=0,
+        )
+        claims.add(
+            "and on the others",
+            ("cooldown", method),
+            lambda m=method: rare("cooldown") - rare(m),
+            at_most=0,
+        )
     for title, end in (("Adam", ""), ("SGD", "-sgd")):
         weighted, drawn = pair = (f"scalarised{end}", f"{over}{end}")
-        add(f"{title}: the gradient's norm varies 10 times more under scalarisation (log10)", pair,
-            lambda w=weighted, d=drawn: noise(w) - noise(d), at_least=1)  # fmt: skip
-        add(f"{title}: scalarisation ends above over-sampling on the largest language (nats)", pair,
-            lambda w=weighted, d=drawn: rich(w) - rich(d), at_least=0)  # fmt: skip
-        add(f"{title}: and on the others", pair,
-            lambda w=weighted, d=drawn: rare(w) - rare(d), at_least=0)  # fmt: skip
-    add("with the gradients as they are, scalarisation's are the larger (ratio of squares)",
-        (over,), lambda: np.array(_ratios(config, study, found)), at_least=1)  # fmt: skip
+        claims.add(
+            f"{title}: the gradient's norm varies 10 times more under scalarisation (log10)",
+            pair,
+            lambda w=weighted, d=drawn: noise(w) - noise(d),
+            at_least=1,
+        )
+        claims.add(
+            f"{title}: scalarisation ends above over-sampling on the largest language (nats)",
+            pair,
+            lambda w=weighted, d=drawn: rich(w) - rich(d),
+            at_least=0,
+        )
+        claims.add(
+            f"{title}: and on the others",
+            pair,
+            lambda w=weighted, d=drawn: rare(w) - rare(d),
+            at_least=0,
+        )
+    claims.add(
+        "with the gradients as they are, scalarisation's are the larger (ratio of squares)",
+        (over,),
+        lambda: _ratios(config, study, found),
+        at_least=1,
+    )
     return claims
 
 

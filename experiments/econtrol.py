@@ -23,6 +23,7 @@ from rlib import collectives, compression, data, nn, optim, parallel
 from rlib.experiment import (
     COLOURS,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
@@ -446,27 +447,23 @@ def _floor(config: ConfigDict, found: Values, n: int, noise: float) -> np.ndarra
 
 def _claims(config, quiet, noisy, gains, learned) -> list[Claim]:
     """Those claims of which everything was run; ratios are judged by their logarithms."""
-    claims: list[Claim] = []
+    claims = Claims(quiet)
     options = config.squares
     zeta, noise = f"{max(options.heterogeneity):g}", max(options.noise)
     middle = len(options.gammas) // 2
 
-    def ratio(a: np.ndarray, b: np.ndarray) -> list[float]:
+    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         tiny = np.finfo(np.float32).tiny
-        return [float(v) for v in np.log10(np.maximum(a, tiny)) - np.log10(np.maximum(b, tiny))]
-
-    def add(sentence: str, needs: Iterable[str], values: Callable[[], Iterable[float]], **bound):
-        if set(needs) <= set(quiet):
-            claims.append(judge(sentence, list(values()), **bound))
+        return np.log10(np.maximum(a, tiny)) - np.log10(np.maximum(b, tiny))
 
     last = lambda m: quiet[m][zeta][middle, :, -1]
-    add(
+    claims.add(
         f"heterogeneity, step {options.gammas[middle]:g}: EC ends farther than EControl (log10)",
         ("ec", "econtrol"),
         lambda: ratio(last("ec"), last("econtrol")),
         at_least=3,
     )
-    add(
+    claims.add(
         "heterogeneity: naive compression ends farther than EControl (log10)",
         ("naive", "econtrol"),
         lambda: ratio(last("naive"), last("econtrol")),
@@ -474,34 +471,34 @@ def _claims(config, quiet, noisy, gains, learned) -> list[Claim]:
     )
     floor = lambda m, n: _floor(config, noisy[m], n, noise)
     for n in options.many_workers:
-        add(
+        claims.add(
             f"noise, n={n}: EF21's floor is at least 3 times EControl's (log10)",
             ("ef21", "econtrol"),
             lambda n=n: ratio(floor("ef21", n), floor("econtrol", n)),
             at_least=float(np.round(np.log10(3), 3)),
         )
-        add(
+        claims.add(
             f"noise, n={n}: EControl's floor is at most twice SGD's (log10)",
             ("sgd", "econtrol"),
             lambda n=n: ratio(floor("econtrol", n), floor("sgd", n)),
             at_most=float(np.round(np.log10(2), 3)),
         )
-        add(
+        claims.add(
             f"noise, n={n}: EControl's floor is at most EF21-SGDM's (log10)",
             ("ef21-sgdm", "econtrol"),
             lambda n=n: ratio(floor("econtrol", n), floor("ef21-sgdm", n)),
             at_most=0,
         )
     few, many = options.many_workers[0], options.many_workers[-1]
-    add(
+    claims.add(
         f"speed-up, n={few} to {many}: EControl's floor falls at least as n grows (log10)",
         ("econtrol",),
         lambda: ratio(floor("econtrol", few), floor("econtrol", many)),
         at_least=float(np.round(np.log10(many / few), 3)),
     )
     if gains is not None:
-        far = [float(not np.isfinite(v)) for v in gains["last"][-1]]
-        add(
+        far = ~np.isfinite(gains["last"][-1])
+        claims.add(
             f"gain: {options.gains[-1]:g} delta diverges (share of draws)",
             ("econtrol",),
             lambda: far,
@@ -512,7 +509,7 @@ def _claims(config, quiet, noisy, gains, learned) -> list[Claim]:
             if {other, "econtrol"} <= set(results):
                 a, b = (np.asarray(_finite(results[m]["loss"][:, -1])) for m in ("econtrol", other))
                 sentence = f"{name}: EControl's training loss is at most {other}'s, equal bytes"
-                claims.append(judge(sentence, [float(v) for v in a - b], at_most=0))
+                claims.append(judge(sentence, a - b, at_most=0))
     return claims
 
 

@@ -24,6 +24,7 @@ from rlib import data, information, optim, training
 from rlib.experiment import (
     COLOURS,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
@@ -579,15 +580,14 @@ def _picture_claims(config: ConfigDict, pictures) -> list[Claim]:
 
 
 def _claims_of(config: ConfigDict, kind: str, found) -> list[Claim]:
-    truth, claims = config.images.mi, []
-    estimates = found["estimates"]
+    truth, estimates = config.images.mi, found["estimates"]
+    claims = Claims(estimates)
     slope = {method: _line(values, truth)[0] for method, values in estimates.items()}
     offset = {method: _line(values, truth)[1] for method, values in estimates.items()}
     error = {method: _rms(values, truth) for method, values in estimates.items()}
 
     def add(sentence: str, needs: Iterable[str], values: Callable[[], Any], **bound: float):
-        if set(needs) <= set(estimates):
-            claims.append(judge(f"{kind}: {sentence}", _finite(values()), **bound))
+        claims.add(f"{kind}: {sentence}", needs, lambda: _finite(values()), **bound)
 
     for code in (PUBLISHED_CODE, BEST_CODE):
         add(
