@@ -1,7 +1,7 @@
 """Cooldown: what the experiment computes.
 
 smoke    seconds; for tests, its numbers mean nothing
-default  minutes on two CPU cores: five languages whose texts differ by a factor of 60
+default  minutes on two CPU cores: five languages whose texts differ by a factor of 60; extra `text`
 full     twelve languages, a Transformer of two layers, four times the steps
 
 There is no preset of the published setting: it needs mT5's tokenizer, and does not tell the model's

@@ -1,8 +1,8 @@
 """EControl: what the experiment computes.
 
 smoke    seconds; for tests, its numbers mean nothing
-default  a minute on two CPU cores: least squares and digits, no download
-full     with a residual network on mnist_5k (extra `data`): half an hour on two cores, estimated
+default  minutes on two CPU cores: least squares and digits, no download
+full     with a residual network on mnist_5k (extra `data`)
 slow_network   two processes over real TCP, on links of 50 to 1000 Mbit/s made on one machine from
          network namespaces; needs root and Linux
 paper    the published network: ResNet-18 (with group norm) on CIFAR-10, eight workers, Top-10 %;

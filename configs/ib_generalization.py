@@ -1,7 +1,7 @@
 """How does information bottleneck help deep learning: what the experiment computes.
 
 smoke    seconds; for tests, its numbers mean nothing
-default  about seven minutes on two CPU cores: 3600 small networks on blobs, no download
+default  minutes on two CPU cores: 3600 small networks on blobs, no download
 full     the published widths, 20 data draws, other settings as default
 paper    the published grid on blobs: widths 32 to 256, 3 data draws and 3 initialisations. Its data
          is `sklearn.datasets.make_blobs` (scikit-learn, BSD-3-Clause): nothing to prepare. The

@@ -1,8 +1,8 @@
 """1-bit Adam: what the experiment computes.
 
 smoke    seconds; for tests, its numbers mean nothing
-default  five minutes on two CPU cores: digits and a byte-level Transformer, eight workers
-full     a larger Transformer, three times the steps: an hour on two cores, estimated
+default  minutes on two CPU cores: digits and a byte-level Transformer, eight workers
+full     a larger Transformer, three times the steps
 slow_network   two processes over real TCP, on links of 50 to 1000 Mbit/s made on one machine from
          network namespaces; needs root and Linux
 """

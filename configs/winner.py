@@ -1,7 +1,7 @@
 """WINNER: what the experiment computes.
 
 smoke    seconds; for tests, its numbers mean nothing
-default  six to seven minutes on two CPU cores; tests every claim
+default  minutes on two CPU cores; tests every claim
 full     nine bands, networks twice as wide, twice the settings of every rival: hours on two cores
 paper    the published networks and numbers of steps (4 x 222 for sounds, 4 x 256 and 4,000 steps
          for 512 x 512 pixels), on data that ship with the installed packages: scikit-image's

@@ -16,7 +16,6 @@ class Method(NamedTuple):
         arxiv: identifier of the paper.
         code: where its algorithm lives.
         claim: what the experiment tests, in one line.
-        duration: of the default preset.
     """
 
     name: str
@@ -24,7 +23,6 @@ class Method(NamedTuple):
     arxiv: str
     code: str
     claim: str
-    duration: str
 
 
 METHODS = (
@@ -34,7 +32,6 @@ METHODS = (
         arxiv="2509.09719",
         code="rlib/spectral/winner.py",
         claim="noise set by the target's spectrum frees a SIREN from the spectral bottleneck",
-        duration="7 min on two CPU cores",
     ),
     Method(
         name="onebit_adam",
@@ -42,7 +39,6 @@ METHODS = (
         arxiv="2102.02888",
         code="rlib/optim/onebit_adam.py",
         claim="Adam's convergence with one bit a coordinate on the wire after a short warm-up",
-        duration="5 min on two CPU cores",
     ),
     Method(
         name="econtrol",
@@ -50,7 +46,6 @@ METHODS = (
         arxiv="2311.05645",
         code="rlib/optim/error_feedback.py",
         claim="compressed gradients that neither heterogeneity nor noise stalls",
-        duration="1 min on two CPU cores",
     ),
     Method(
         name="cs_ib",
@@ -58,7 +53,6 @@ METHODS = (
         arxiv="2404.17951",
         code="rlib/information/cs_ib.py",
         claim="an information bottleneck for regression without a Gaussian decoder",
-        duration="7 min on two CPU cores",
     ),
     Method(
         name="information_plane",
@@ -66,7 +60,6 @@ METHODS = (
         arxiv="1703.00810",
         code="rlib/information/plane.py",
         claim="layers first fit, then compress their input; or units saturate and bins show it",
-        duration="2 min on two CPU cores",
     ),
     Method(
         name="ib_lossy_compression",
@@ -74,7 +67,6 @@ METHODS = (
         arxiv="2305.08013",
         code="rlib/information/lossy.py",
         claim="on short codes of images and layers, neighbours estimate their information",
-        duration="8 min on two CPU cores",
     ),
     Method(
         name="ib_generalization",
@@ -82,7 +74,6 @@ METHODS = (
         arxiv="2305.18887",
         code="rlib/information/generalization.py",
         claim="what representation and parameters keep of the data orders the generalisation gap",
-        duration="7 min on two CPU cores",
     ),
     Method(
         name="cooldown",
@@ -90,6 +81,5 @@ METHODS = (
         arxiv="2410.04579",
         code="rlib/data/mixtures.py",
         claim="rare domains over-sampled at first and then left at their share",
-        duration="8 min on two CPU cores",
     ),
 )

@@ -20,9 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command in (None, "list"):
         for method in METHODS:
             print(f"python -m experiments.{method.name}")
-            print(f"    {method.title} (arXiv {method.arxiv}), {method.duration}")
+            print(f"    {method.title} (arXiv {method.arxiv})")
             print(f"    claim: {method.claim}\n")
-        print("Each takes --help. Default presets need no network.")
+        print("Each takes --help and tells its time first. Default presets need no network.")
         return 0
 
     from rlib.experiment import Report, UsageError, results

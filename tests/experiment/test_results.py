@@ -23,7 +23,7 @@ gone
 
 ### Stays
 """
-TOY = Method("toy", "the toy", "1234.5678", "rlib/toy.py", "it works", "1 s")
+TOY = Method("toy", "the toy", "1234.5678", "rlib/toy.py", "it works")
 
 
 def report(preset="default", **more):
