@@ -187,9 +187,9 @@ class Task:
                 unit, phases, state, self.stream(seed), chunk=self.options.chunk
             )
         result = {"loss": history["loss"][:total], **self._evaluate(state)}
-        onebit = _onebit_state(state.opt_state)
-        if onebit is not None:
-            result["v_norms"] = np.asarray(onebit.v_norms)
+        norms = optax.tree.get(state.opt_state, "v_norms")
+        if norms is not None:
+            result["v_norms"] = np.asarray(norms)
         result["warmup"] = int(state.phase_start) if int(state.phase) else total
         return result
 
@@ -344,11 +344,6 @@ def _network_claims(links: dict[float, slow_network.Measured]) -> list[Claim]:
 
 def _flat(images: Any) -> jax.Array:
     return jnp.reshape(images, (len(images), -1)).astype(jnp.float32) / 16
-
-
-def _onebit_state(opt_state: Any) -> optim.OnebitAdamState | None:
-    is_state = lambda node: isinstance(node, optim.OnebitAdamState)
-    return next((n for n in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(n)), None)
 
 
 def _stable(state: parallel.TrainState, bound: float) -> bool:

@@ -78,7 +78,7 @@ def variance_ratio(sizes: ArrayLike, tau: float, second_moments: ArrayLike | Non
         gradients are much larger.
 
     Raises:
-        ValueError: arrays of other shapes.
+      ValueError: as `temperature_probs`; second moments of another shape, negative, or all 0.
 
     >>> round(variance_ratio([900, 100], 2.0), 4)
     1.25
@@ -119,6 +119,9 @@ def unimax_sizes(sizes: ArrayLike, budget: float, epochs: float) -> np.ndarray:
       sizes: (K,) n_i, in examples.
       budget: examples in the whole training.
       epochs: how often an example may be seen, on average.
+
+    Raises:
+      ValueError: as `temperature_probs`; a budget or epochs that are not positive.
 
     >>> unimax_sizes([900, 100, 10], 600, 4.0)
     array([280., 280.,  40.])
