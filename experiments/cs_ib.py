@@ -24,6 +24,7 @@ from sklearn import datasets
 from rlib import data, information, nn, training
 from rlib.experiment import (
     COLOURS,
+    TUNING_SEED,
     Claim,
     Report,
     Row,
@@ -37,7 +38,6 @@ from rlib.experiment import (
     styled,
 )
 
-TUNING_SEED = 1_000_000  # and those after it: no report uses them
 CONDITIONS = ("clean", "outliers")
 PARAMETER = {  # what each method tunes beside the rate
     "mse": "decay",

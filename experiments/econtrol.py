@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from rlib import collectives, compression, data, nn, optim, parallel
 from rlib.experiment import (
     COLOURS,
+    TUNING_SEED,
     Claim,
     Claims,
     Report,
@@ -38,7 +39,6 @@ from rlib.experiment import (
 )
 
 AXIS = "data"
-TUNING_SEED = 1_000_000  # no report uses it
 QUIET = "Least squares, no noise: squared distance to the optimum by step size"
 NOISY = "Least squares, noise: mean squared distance by number of workers"
 Values = dict[str, Any]

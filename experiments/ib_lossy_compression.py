@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from rlib import data, information, optim, training
 from rlib.experiment import (
     COLOURS,
+    TUNING_SEED,
     Claim,
     Claims,
     Report,
@@ -37,7 +38,6 @@ from rlib.experiment import (
     styled,
 )
 
-TUNING_SEED = 1_000_000  # no report uses it
 #: Code of the pictures, estimator, whether on ranks.
 MADE = (
     ("parameters", "wkl", False),

@@ -25,6 +25,7 @@ from scipy.io import wavfile
 from rlib import data, nn, parallel, spectral, training
 from rlib.experiment import (
     COLOURS,
+    TUNING_SEED,
     Claim,
     Report,
     Row,
@@ -42,7 +43,6 @@ from rlib.experiment import (
 LAST, BEST = "PSNR, median of the last tenth of the steps (dB)", "PSNR at the best step (dB)"
 BANDS, RECORDINGS = "Band-limited noise", "Recordings"
 TUNED = "winner-tuned"
-TUNING_SEED = 1_000_000  # no report uses it
 Values = dict[str, Any]
 Results = dict[str, list[Values]]  # method -> one per seed
 PUBLISHED = {  # mean PSNR in dB, on other pictures and sounds, larger networks, more steps

@@ -5,11 +5,12 @@ from rlib.experiment.config import apply_preset
 from rlib.experiment.errors import Stopped, UsageError, unknown
 from rlib.experiment.figures import COLOURS, legend, panels, picture, styled
 from rlib.experiment.report import Claim, Claims, Report, Row, judge
-from rlib.experiment.run import Run, named_key
+from rlib.experiment.run import TUNING_SEED, Run, named_key
 from rlib.experiment.start import start
 
 __all__ = [
     "COLOURS",
+    "TUNING_SEED",
     "Claim",
     "Claims",
     "Report",
