@@ -26,6 +26,7 @@ from rlib.experiment import (
     COLOURS,
     TUNING_SEED,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
@@ -665,69 +666,66 @@ def _log_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _claims(config, friedman, plane, on_tables, estimators) -> list[Claim]:
     """Those claims of which everything was run."""
-    claims: list[Claim] = []
+    claims = Claims(friedman["clean"])
 
-    def add(sentence: str, values: Iterable[float], **bound: Any) -> None:
-        claims.append(judge(sentence, [float(v) for v in np.ravel(np.asarray(values))], **bound))
+    def ratio(results: Mapping[str, Values], a: str, b: str, metric: str = "rmse") -> Callable:
+        return lambda: _log_ratio(results[a][metric], results[b][metric])
 
     for condition, results in friedman.items():
-        others = [m for m in ("mse", "huber", "mse-ib") if m in results]
+        others = ["mse", "huber", "mse-ib"]
         rivals = {m: results[m] for m in (*STOCHASTIC, "hsic") if m in results}
         if rivals:
             others.append(min(rivals, key=lambda m: float(np.mean(_finite(rivals[m]["rmse"])))))
         for metric, title in (("rmse", "test RMSE"), ("pgd", "test RMSE under PGD")):
-            for other in others if "cs-ib" in results else ():
+            for other in others:
                 role = ", the best of VIB, the NIBs and HSIC" if other in rivals else ""
-                add(
+                claims.add(
                     f"Friedman-1, {condition}: CS-IB's {title} is at most {other}'s{role} "
                     "(log ratio)",
-                    _log_ratio(results["cs-ib"][metric], results[other][metric]),
+                    ("cs-ib", other),
+                    ratio(results, "cs-ib", other, metric),
                     at_most=0,
                 )
-        if {"cs-ib", "cs-ib-median"} <= set(results):
-            ratio = _log_ratio(results["cs-ib"]["rmse"], results["cs-ib-median"]["rmse"])
-            sentence = f"Friedman-1, {condition}: CS-IB of width 1 is at most that of median widths"
-            add(f"{sentence} (log ratio)", ratio, at_most=0)
-        if {"cs", "huber"} <= set(results):
-            ratio = _log_ratio(results["cs"]["rmse"], results["huber"]["rmse"])
-            sentence = f"Friedman-1, {condition}: CS alone is at most Huber's (log ratio)"
-            add(sentence, ratio, at_most=0)
+        for pair, words in (
+            (("cs-ib", "cs-ib-median"), "CS-IB of width 1 is at most that of median widths"),
+            (("cs", "huber"), "CS alone is at most Huber's"),
+        ):
+            sentence = f"Friedman-1, {condition}: {words} (log ratio)"
+            claims.add(sentence, pair, ratio(results, *pair), at_most=0)
     for condition, results in plane.items():
         if "cs-ib" in results and len(config.plane.betas) > 1:
             found = results["cs-ib"]["compression"]
             i = int(np.argmin(np.abs(np.asarray(config.plane.betas) - 0.1)))
             i = i or len(config.plane.betas) - 1
-            add(
+            sentence = (
                 f"plane, {condition}: beta {config.plane.betas[i]:g} at least halves CS-IB's "
-                "nI_CS(x; t) (ratio to beta 0)",
-                found[i] / found[0],
-                at_most=0.5,
+                "nI_CS(x; t) (ratio to beta 0)"
             )
+            claims.append(judge(sentence, found[i] / found[0], at_most=0.5))
     if plane["clean"]:
-        add(
+        sentence = (
             "networks of all betas and methods, clean: nI_CS(x; t) and the generalisation gap, "
-            "test minus training MSE (rank correlation)",
-            _gap_correlation(plane["clean"]),
-            at_least=0,
+            "test minus training MSE (rank correlation)"
         )
+        claims.append(judge(sentence, _gap_correlation(plane["clean"]), at_least=0))
     for condition in CONDITIONS:
         tables = [by[condition] for by in on_tables.values()]
         for other in dict.fromkeys(m for t in tables for m in t if m != "cs-ib"):
             if all({"cs-ib", other} <= set(t) for t in tables):
-                ratios = [_log_ratio(t["cs-ib"]["rmse"], t[other]["rmse"]) for t in tables]
-                add(
+                ratios = [ratio(t, "cs-ib", other)() for t in tables]
+                sentence = (
                     f"tables, {condition}: CS-IB's test RMSE is at most {other}'s (log ratio, mean "
-                    f"over {len(tables)})",
-                    np.mean(ratios, axis=0),
-                    at_most=0,
+                    f"over {len(tables)})"
                 )
+                claims.append(judge(sentence, np.mean(ratios, axis=0), at_most=0))
     if "seconds" in estimators:
         whole, blocked = estimators["seconds"]
         n, large = config.estimators.timed, config.estimators.large
         sentence = f"cs_divergence, N={n}: seconds in blocks over seconds of whole Gram matrices"
-        add(sentence, blocked / whole, at_most=1.5)
+        claims.append(judge(sentence, blocked / whole, at_most=1.5))
         sentence = f"cs_divergence, N={large}: temporary memory in blocks (MB)"
-        add(sentence, [estimators["bytes"][2] / 1e6], at_most=200, exact=True)
+        megabytes = estimators["bytes"][2] / 1e6
+        claims.append(judge(sentence, megabytes, at_most=200, exact=True))
     return claims
 
 

@@ -23,6 +23,7 @@ from rlib import compression, data, nn, optim, parallel, training
 from rlib.experiment import (
     COLOURS,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
@@ -378,37 +379,35 @@ def _finite(values: Iterable[float]) -> list[float]:
 
 
 def _claims(config: ConfigDict, found, wire, speed: Values) -> list[Claim]:
-    claims: list[Claim] = []
-
-    def difference(results, a: str, b: str) -> list[float]:
-        """NaN where the second diverged: nothing to compare with."""
-        pairs = zip(results.get(a, []), results.get(b, []), strict=False)
-        finals = ((_finite([p["final"]])[0], q["final"]) for p, q in pairs)
-        return [x - y if np.isfinite(y) else np.nan for x, y in finals]
-
-    def add(sentence: str, values: list[float], **bound: Any) -> None:
-        if values:
-            claims.append(judge(sentence, values, **bound))
-
+    claims = []
     for name, results in found.items():
-        margin = config[name].margin
+        margin, of_task = config[name].margin, Claims(results)
+        difference = functools.partial(_difference, results)
         for method in ("onebit", "onebit-auto"):
             sentence = f"{name}: {method}'s final loss is Adam's, within {margin:g} nats"
-            add(sentence, difference(results, method, "adam"), within=margin)
+            pair = (method, "adam")
+            of_task.add(sentence, pair, functools.partial(difference, *pair), within=margin)
         for method in ("no-feedback", "compressed-gradients", "no-mask"):
             sentence = f"{name}: {method} ends at least {margin:g} nats above 1-bit Adam"
-            add(sentence, difference(results, method, "onebit"), at_least=margin)
+            pair = (method, "onebit")
+            of_task.add(sentence, pair, functools.partial(difference, *pair), at_least=margin)
         ratio = wire[name]["warmup"] / wire[name]["compressed"]
         sentence = f"{name}: a compressed step sends 28 times less than a float32 ring all-reduce"
-        add(sentence, [ratio], exact=True, at_least=28)
+        claims += [*of_task, judge(sentence, [ratio], exact=True, at_least=28)]
         total = _total_ratio(wire[name], 0.15)
         sentence = f"{name}: with 15 % warm-up in bfloat16, 4.8 times less in all than bfloat16"
-        add(sentence, [total], exact=True, at_least=4.8)
-    for method in ("1-bit adam", "1-bit adam, no mask"):
-        if speed:
-            sentence = f"one worker: a compressed step of {method} takes at most 1.3 times Adam's"
-            add(sentence, list(speed[method] / speed["adam"]), at_most=1.3)
+        claims.append(judge(sentence, [total], exact=True, at_least=4.8))
+    for method in ("1-bit adam", "1-bit adam, no mask") if speed else ():
+        sentence = f"one worker: a compressed step of {method} takes at most 1.3 times Adam's"
+        claims.append(judge(sentence, speed[method] / speed["adam"], at_most=1.3))
     return claims
+
+
+def _difference(results, a: str, b: str) -> list[float]:
+    """Of final losses; NaN where the second diverged: nothing to compare with."""
+    pairs = zip(results[a], results[b], strict=True)
+    finals = ((_finite([p["final"]])[0], q["final"]) for p, q in pairs)
+    return [x - y if np.isfinite(y) else np.nan for x, y in finals]
 
 
 def _total_ratio(wire: Values, share: float) -> float:

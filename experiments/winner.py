@@ -10,7 +10,6 @@ each), and Fourier features, FINER, Gaussian and WIRE networks, tuned on a draw 
 import functools
 import io
 import time
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from rlib.experiment import (
     COLOURS,
     TUNING_SEED,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
@@ -525,15 +525,15 @@ def _is_grid(method: str) -> bool:
     return method.startswith("siren-") and method != "siren-tuned"
 
 
-def _best_siren(results: Results, metric: str = LAST) -> str | None:
-    """The w_first with the best mean."""
+def _best_siren(results: Results, metric: str = LAST) -> str:
+    """The w_first with the best mean; "" if none was run."""
     grid = [m for m in results if _is_grid(m)]
-    return max(grid, key=lambda m: np.mean(_values(results, m, metric)), default=None)
+    return max(grid, key=lambda m: np.mean(_values(results, m, metric)), default="")
 
 
-def _best_rival(results: Results, metric: str = LAST) -> str | None:
+def _best_rival(results: Results, metric: str = LAST) -> str:
     rivals = [m for m in results if m not in ("winner", TUNED) and not _is_grid(m)]
-    return max(rivals, key=lambda m: np.mean(_values(results, m, metric)), default=None)
+    return max(rivals, key=lambda m: np.mean(_values(results, m, metric)), default="")
 
 
 def _psnr(result: Values, metric: str) -> float:
@@ -563,7 +563,7 @@ def _rows(signals: list[Signal], found: dict[str, Results], speed: Values) -> li
                 noise = np.mean(np.square(signal.y - signal.clean, dtype=np.float64))
                 rows.append(Row("noisy input", signal.name, title, [float(spectral.psnr(noise))]))
             best = _best_siren(results, metric)
-            if best is not None:
+            if best in results:
                 values = _values(results, best, metric)
                 rows.append(Row("siren, best w_first", signal.name, title, values))
             for method in results:
@@ -584,38 +584,32 @@ def _rank(row: Row) -> tuple[int, float]:
     return (order.index(row.method), 0.0) if row.method in order else (len(order), 0.0)
 
 
-def _differences(results: Results, a: str | None, b: str | None, metric: str = LAST) -> list[float]:
-    """Paired over seeds; empty if one was not run."""
-    if a is None or b is None or a not in results or b not in results:
-        return []
-    pairs = zip(_values(results, a, metric), _values(results, b, metric), strict=True)
-    return [x - y for x, y in pairs]
+def _differences(results: Results, a: str, b: str, metric: str = LAST) -> np.ndarray:
+    """Paired over seeds."""
+    return np.subtract(_values(results, a, metric), _values(results, b, metric))
 
 
 def _claims(signals: list[Signal], found: dict[str, Results], speed: Values) -> list[Claim]:
     """Those claims of which everything was run."""
-    claims: list[Claim] = []
-
-    def add(sentence: str, values: Iterable[float], **bound: float) -> None:
-        values = list(values)
-        if values:
-            claims.append(judge(sentence, values, **bound))
-
     bands = [s for s in signals if s.all_rivals]
     high, results = bands[-1], found[bands[-1].name]
-    if "siren-30" in results:
-        apart = [abs(v - high.zero_psnr) for v in _values(results, "siren-30", LAST)]
-        sentence = f"bottleneck: on {high.name} SIREN-30 stays at the zero output (dB apart)"
-        add(sentence, apart, at_most=0.1)
+    claims = Claims(results)
+    claims.add(
+        f"bottleneck: on {high.name} SIREN-30 stays at the zero output (dB apart)",
+        ("siren-30",),
+        lambda: np.abs(np.subtract(_values(results, "siren-30", LAST), high.zero_psnr)),
+        at_most=0.1,
+    )
     best = _best_siren(results)
     for other, name in (("siren-3000", "SIREN-3000"), (best, f"the best w_first, {best}")):
-        sentence = f"{high.name}: WINNER above {name} (dB)"
-        add(sentence, _differences(results, "winner", other), at_least=0)
-    per_band = [_differences(found[s.name], "winner", _best_siren(found[s.name])) for s in bands]
-    if all(per_band):
-        worst = min(range(len(bands)), key=lambda i: float(np.mean(per_band[i])))
+        pair = ("winner", other)
+        values = functools.partial(_differences, results, *pair)
+        claims.add(f"{high.name}: WINNER above {name} (dB)", pair, values, at_least=0)
+    if {"winner", best} <= set(results):
+        gaps = [_differences(found[s.name], "winner", _best_siren(found[s.name])) for s in bands]
+        worst = min(range(len(bands)), key=lambda i: float(np.mean(gaps[i])))
         sentence = f"tuned without tuning, worst {bands[worst].name}: WINNER above its best w_first"
-        add(sentence, per_band[worst], at_least=-3)
+        claims.append(judge(sentence, gaps[worst], at_least=-3))
     behind = {}
     for method in (m for m in results if _is_grid(m)):
         gaps = [_differences(found[s.name], _best_siren(found[s.name]), method) for s in bands]
@@ -625,21 +619,30 @@ def _claims(signals: list[Signal], found: dict[str, Results], speed: Values) -> 
         sentence = (
             f"every fixed w_first falls behind some band's best; {least}, which does least (dB)"
         )
-        add(sentence, behind[least], at_least=10)
+        claims.append(judge(sentence, behind[least], at_least=10))
     for signal in (s for s in signals if not s.all_rivals):
-        results, metric = found[signal.name], _metric(signal)
-        best, rival = _best_siren(results, metric), _best_rival(results, _metric(signal))
-        others = {
-            f"published {signal.published}": ("winner", signal.published),
-            f"best w_first, {best}": ("winner", best if best != signal.published else None),
-            f"best rival, {rival}, both tuned here": (TUNED, rival),
-        }
-        for name, (method, other) in others.items():
-            sentence = f"{signal.name}: WINNER above {name} (dB{', best step' * (metric == BEST)})"
-            add(sentence, _differences(results, method, other, metric), at_least=0)
+        claims += _recording_claims(signal, found[signal.name])
     if jax.devices()[0].platform == "cpu":
         sentence = "speed: the training step's share of the measured float32 matmul rate"
-        add(sentence, [float(v) for v in speed["fraction"]], at_least=0.7)
+        claims.append(judge(sentence, speed["fraction"], at_least=0.7))
+    return claims
+
+
+def _recording_claims(signal: Signal, results: Results) -> list[Claim]:
+    claims, metric = Claims(results), _metric(signal)
+    best, rival = _best_siren(results, metric), _best_rival(results, metric)
+    others = {
+        f"published {signal.published}": ("winner", signal.published),
+        f"best w_first, {best}": ("winner", best),
+        f"best rival, {rival}, both tuned here": (TUNED, rival),
+    }
+    if best == signal.published:
+        del others[f"best w_first, {best}"]
+    for name, pair in others.items():
+        sentence = f"{signal.name}: WINNER above {name} (dB{', best step' * (metric == BEST)})"
+        claims.add(
+            sentence, pair, functools.partial(_differences, results, *pair, metric), at_least=0
+        )
     return claims
 
 
@@ -694,7 +697,7 @@ def _shown(signal: Signal, results: Results) -> dict[str, str]:
         _best_rival(results, _metric(signal)): "best rival, tuned",
         TUNED: "tuned",
     }
-    return {m: role for m, role in roles.items() if m is not None and m in results}
+    return {m: role for m, role in roles.items() if m in results}
 
 
 def _look(method: str, signal: Signal, results: Results) -> dict[str, Any]:
