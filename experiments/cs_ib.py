@@ -31,6 +31,7 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
+    choose,
     judge,
     legend,
     named_key,
@@ -441,8 +442,7 @@ def _compare(run, config, name, options, methods, seeds, make) -> Found:
                 return {"errors": errors.reshape(len(trials), -1)}
 
             errors = run.cached(f"tune/{name}/{condition}/{method}", tune)["errors"].mean(axis=1)
-            errors = np.where(np.isfinite(errors), errors, np.inf)
-            best = trials[int(np.argmin(errors))]
+            best = choose(trials, errors)
 
             def fit(method=method, best=best, problem=problem) -> Values:
                 problems = [problem(seed) for seed in range(seeds)]

@@ -29,6 +29,7 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
+    choose,
     judge,
     legend,
     named_key,
@@ -302,7 +303,7 @@ def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods
             run.cached(f"tune/{name}/{method}/{g:g}", functools.partial(train, g, TUNING_SEED))
             for g in options.gammas
         ]
-        gamma = options.gammas[int(np.argmin(_finite([r["loss"][-1] for r in tuned])))]
+        gamma = choose(options.gammas, [r["loss"][-1] for r in tuned])
         results = [
             run.cached(f"fit/{name}/{method}/seed{seed}", functools.partial(train, gamma, seed))
             for seed in range(min(seeds, options.seeds))

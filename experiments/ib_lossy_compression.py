@@ -8,6 +8,7 @@ whose I(X; L) and I(L; Y) are followed over training, beside shuffled pairs, whi
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
+    choose,
     judge,
     legend,
     named_key,
@@ -127,9 +129,9 @@ def _critics(
     def tune() -> Values:
         tuned = np.stack([fit(TUNING_SEED, rate) for rate in options.learning_rates])
         error = np.abs(tuned - np.asarray(truth)[:, None]).mean(axis=1)  # (rates, looks)
-        error = np.where(np.isfinite(error), error, np.inf)
-        best, look = np.unravel_index(np.argmin(error), error.shape)
-        return {"rate": options.learning_rates[best], "look": int(look)}
+        pairs = list(itertools.product(options.learning_rates, range(options.looks)))
+        rate, look = choose(pairs, error.ravel())
+        return {"rate": rate, "look": look}
 
     tuned = run.cached(f"{unit}/tuned", tune)
     look = tuned["look"]

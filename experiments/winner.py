@@ -31,6 +31,7 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
+    choose,
     judge,
     legend,
     named_key,
@@ -397,17 +398,17 @@ def _tune(fitter: Fitter, signal: Signal, methods: list[str]) -> dict[str, Setti
 
     Where not all rivals are asked for, the one best rival stays, beside WINNER.
     """
-    best: dict[str, tuple[float, Setting]] = {}
-    for method in methods:
-        for index, setting in enumerate(_tuned_settings(fitter.config, method)):
-            unit = _tuning_unit(signal, method, index)
-            reached = _psnr(fitter.fit(unit, signal, setting, TUNING_SEED), _metric(signal))
-            if method not in best or reached > best[method][0]:
-                best[method] = (reached, setting)
-    if not signal.all_rivals:
-        rivals = sorted((m for m in best if m != TUNED), key=lambda m: best[m][0])
-        best = {m: best[m] for m in (TUNED, *rivals[-1:]) if m in best}
-    return {method: setting for method, (_, setting) in best.items()}
+    trials = {
+        (method, setting): _psnr(
+            fitter.fit(_tuning_unit(signal, method, index), signal, setting, TUNING_SEED),
+            _metric(signal),
+        )
+        for method in methods
+        for index, setting in enumerate(_tuned_settings(fitter.config, method))
+    }
+    group = lambda method: method if signal.all_rivals or method == TUNED else "the best rival"
+    groups = {group(m): [trial for trial in trials if group(trial[0]) == group(m)] for m in methods}
+    return dict(choose(tried, [-trials[t] for t in tried]) for tried in groups.values())
 
 
 def _fit_all(fitter: Fitter, signal: Signal, methods: list[str], tuned: dict[str, Setting]):

@@ -3,10 +3,11 @@
 from rlib.experiment import results, slow_network
 from rlib.experiment.config import apply_preset
 from rlib.experiment.errors import Stopped, UsageError, unknown
-from rlib.experiment.figures import COLOURS, legend, panels, picture, styled
+from rlib.experiment.figures import COLOURS, draw_split, legend, panels, picture, styled
 from rlib.experiment.report import Claim, Claims, Report, Row, judge
-from rlib.experiment.run import TUNING_SEED, Run, named_key
+from rlib.experiment.run import Run, named_key
 from rlib.experiment.start import start
+from rlib.experiment.tuning import TUNING_SEED, choose
 
 __all__ = [
     "COLOURS",
@@ -19,6 +20,8 @@ __all__ = [
     "Stopped",
     "UsageError",
     "apply_preset",
+    "choose",
+    "draw_split",
     "judge",
     "legend",
     "named_key",

@@ -27,9 +27,6 @@ from rlib.experiment.store import Values, WorkDir, decode, encode, write_atomic
 from rlib.parallel import TrainState, make_mesh
 from rlib.training import History, Phase, fit, join_histories
 
-#: The first seed for choosing settings; no report uses it or those after it.
-TUNING_SEED = 1_000_000
-
 
 def named_key(seed: int, *names: str) -> jax.Array:
     """A random key that depends on a seed and names, not on the order in which keys are asked for.

@@ -1,6 +1,7 @@
 """The smoke preset, interrupted and resumed; how signals are fitted, and figures read."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +143,21 @@ def test_denoising_is_judged_at_its_best_step(signals):
     claims = verdicts(signals, found)
     claim = next(c for s, c in claims.items() if s.startswith("denoising"))
     assert claim.measured == pytest.approx(5)
+
+
+def test_the_best_setting_of_the_best_rival_stays_beside_winner(signals):
+    tuned = {"finer": [(1e-3, 5.0), (1e-4, 5.0)], "winner-tuned": [(1e-3, 30.0)], "wire": [(1, 1)]}
+    reached = {("finer", 1e-3): 30, ("finer", 1e-4): 40, ("winner", 1e-3): 10, ("wire", 1): np.nan}
+    fitter = SimpleNamespace(
+        config=SimpleNamespace(tuned=tuned),
+        fit=lambda unit, signal, setting, seed: fits(reached[setting[:2]])[0],
+    )
+    best = {"finer": winner.Setting("finer", 1e-4, 5.0)}
+    best["winner-tuned"] = winner.Setting("winner", 1e-3, 30.0)
+    band, photograph = signals[0], next(s for s in signals if s.name == "photograph")
+    assert winner._tune(fitter, photograph, list(tuned)) == best
+    best["wire"] = winner.Setting("wire", 1, 1)
+    assert winner._tune(fitter, band, list(tuned)) == best
 
 
 def test_one_spike_at_the_end_does_not_decide():
