@@ -11,6 +11,7 @@ _PACKAGES = (
     "compression",
     "data",
     "experiment",
+    "federated",
     "information",
     "nn",
     "optim",

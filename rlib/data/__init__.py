@@ -17,9 +17,16 @@ from rlib.data.mixtures import (
     unimax_sizes,
     variance_ratio,
 )
+from rlib.data.partitions import (
+    partition_by_key,
+    partition_by_label,
+    partition_dirichlet,
+    partition_iid,
+    partition_shards,
+)
 from rlib.data.registry import DataUnavailable, Info, info, names
 from rlib.data.signals import check_signal, load_picture, load_sound
-from rlib.data.store import arrays, data_dir, prepare
+from rlib.data.store import arrays, data_dir, images, prepare
 from rlib.data.streams import stream
 
 __all__ = [
@@ -29,11 +36,17 @@ __all__ = [
     "check_signal",
     "cooldown",
     "data_dir",
+    "images",
     "info",
     "load_picture",
     "load_sound",
     "mixture",
     "names",
+    "partition_by_key",
+    "partition_by_label",
+    "partition_dirichlet",
+    "partition_iid",
+    "partition_shards",
     "prepare",
     "scalarization_weights",
     "stream",

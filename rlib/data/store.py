@@ -71,6 +71,27 @@ def arrays(name: str, split: str = "train") -> dict[str, np.ndarray]:
     return dict(_cached_arrays(name, split, data_dir()))
 
 
+def images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """A labelled set of pictures, as most models take it.
+
+    Returns:
+      Pixels, float32 (N, H, W, C), 1 for the largest value that the set's format has (16 for
+      "digits", 255 for bytes); labels, int32 (N,).
+
+    Raises:
+      DataUnavailable, ValueError: as `arrays`; a set without `image` and `label`.
+
+    >>> pixels, labels = images("digits")
+    >>> pixels.shape, float(pixels.max()), labels.dtype
+    ((1438, 8, 8, 1), 1.0, dtype('int32'))
+    """
+    features = arrays(name, split)
+    if not {"image", "label"} <= set(features):
+        raise ValueError(f"{name} has {', '.join(features)}, and no images with labels")
+    largest = np.float32(16 if name == "digits" else np.iinfo(features["image"].dtype).max)
+    return features["image"] / largest, features["label"].astype(np.int32)
+
+
 def prepare(name: str) -> None:
     """Prepares a data set; a public one is downloaded, which nothing else in rlib ever does.
 

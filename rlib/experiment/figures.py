@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,23 @@ def picture(axes: Axes, image: np.ndarray, title: str = "", **kwargs: Any) -> An
     axes.set_axis_off()
     axes.set_title(title)
     return axes.imshow(image.squeeze(), interpolation="nearest", **kwargs)
+
+
+def draw_split(axes: Axes, parts: Sequence[np.ndarray], labels: np.ndarray, title: str = "") -> Any:
+    """Who holds what: a disc for each client and label, its area by the number of examples.
+
+    >>> figure, axes = panels()
+    >>> dots = draw_split(axes[0, 0], [np.array([0, 1]), np.array([2])], np.array([0, 1, 1]))
+    >>> len(dots.get_offsets())
+    3
+    """
+    names = np.unique(labels)
+    counts = np.array([[np.sum(labels[part] == name) for name in names] for part in parts])
+    client, label = np.nonzero(counts)
+    area = 160 * counts[client, label] / max(counts.max(), 1)
+    axes.set(title=title, xlabel="client", ylabel="label", xlim=(-1, len(parts)))
+    axes.set_yticks(range(len(names)), [str(name) for name in names])
+    return axes.scatter(client, label, s=area, color=COLOURS[0], alpha=0.8, linewidths=0)
 
 
 def png(figure: Figure) -> bytes:
