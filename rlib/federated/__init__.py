@@ -24,16 +24,19 @@ from rlib.federated.engine import (
 from rlib.federated.fedhyper import fedhyper
 from rlib.federated.fedspeed import fedspeed
 from rlib.federated.momentum_fl import fedavg_m, scaffold, scaffold_m
+from rlib.federated.problems import Classification, classification
 
 __all__ = [
     "Algorithm",
     "Batches",
+    "Classification",
     "ClientData",
     "Cohort",
     "FederatedState",
     "LocalWork",
     "Rounds",
     "Simulation",
+    "classification",
     "client_data",
     "fedavg",
     "fedavg_m",
