@@ -18,7 +18,7 @@ ARM = {
     "batch": 256,
     "train_fraction": 0.85,  # of the 4096 patterns
     "epochs": 2000,
-    "seeds": 50,
+    "seeds": 50,  # initialisations and splits, Sec. 3.3
     "views": (("fixed", 30),),  # (range, bins); the first is the arm's own
 }
 FIXED = (("fixed", 30), ("global", 30), ("local", 30), ("fixed", 10), ("fixed", 100))
@@ -29,7 +29,6 @@ DEPTHS = {
 }
 BASE = {
     "expected": "about 2 minutes and 1 GB of memory on two CPU cores",
-    "seeds": 50,  # initialisations and splits, Sec. 3.3
     "mesh": {"data": -1},
     "snapshots": 60,  # of each training, evenly in the logarithm of the epochs
     "compressed": 0.5,  # bits of I(X;T) lost since its peak that count as compression
@@ -53,12 +52,11 @@ BASE = {
         "seeds": 5,  # 0 leaves the part out
         "snapshots": 6,
     },
-    "speed": {"epochs": 20, "repeats": 5},  # 0 repeats leave the part out
+    "speed": {"epochs": 20, "repeats": 5, "seeds": 50},  # 0 repeats leave the part out
 }
 TINY = {**ARM, "hidden": (4, 3), "epochs": 2, "seeds": 2}
 SMOKE = {
     "expected": "about 15 seconds",
-    "seeds": 2,
     "snapshots": 3,
     "arms": {
         "tanh": {**TINY, "views": (("fixed", 30), ("local", 30))},
@@ -69,6 +67,7 @@ SMOKE = {
     "noise.seeds": 0,
     "speed.epochs": 2,
     "speed.repeats": 2,
+    "speed.seeds": 2,
 }
 FULL = {
     "expected": "about 40 minutes and 4 GB of memory on two CPU cores (an estimate)",

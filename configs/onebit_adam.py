@@ -30,7 +30,6 @@ BASE = {
         "margin": 0.02,  # nats of final training loss that count as equal, set before any run
         "chunk": 20,
         "smooth": 10,
-        "seeds": 5,
         "cost": 1.0,
         "methods": (
             "adam",
@@ -58,7 +57,6 @@ BASE = {
         "margin": 0.1,  # nats of test loss that count as equal, set before any run
         "chunk": 10,
         "smooth": 20,
-        "seeds": 5,
         "test_rows": 256,
         "cost": 15.0,
         "methods": ("adam", "onebit", "onebit-auto", "no-feedback"),
@@ -91,7 +89,6 @@ SMOKE = {
     "digits.stable": 0.5,
     "digits.chunk": 4,
     "digits.smooth": 2,
-    "digits.seeds": 2,
     "text.layers": 1,
     "text.embed": 16,
     "text.heads": 2,
@@ -102,7 +99,6 @@ SMOKE = {
     "text.window": 2,
     "text.chunk": 3,
     "text.smooth": 2,
-    "text.seeds": 1,
     "text.test_rows": 8,
     "text.methods": ("adam", "onebit"),
     "speed.tensors": 2,

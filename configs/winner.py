@@ -29,7 +29,7 @@ BASE = {
         "samples": 4096,
         "steps": 600,
         "siren": (30, 300, 1000, 2000, 3000, 10000),  # w_first, all of them for all seeds
-        "tuned_seeds": 2,  # of the tuned methods
+        "tuned": {"seeds": 2},  # of the tuned methods
     },
     "pictures": {
         "photograph": "photographs/camera",
@@ -74,7 +74,7 @@ SMOKE = {
     "bands.samples": 256,
     "bands.steps": 20,
     "bands.siren": (30, 3000),
-    "bands.tuned_seeds": 1,
+    "bands.tuned.seeds": 1,
     "pictures.size": 16,
     "pictures.shrink": 8,
     "pictures.width": 16,
@@ -106,7 +106,7 @@ FULL = {
     "bands.edges": tuple((lo / 10, (lo + 2) / 10) for lo in range(9)),
     "bands.samples": 8192,
     "bands.steps": 1000,
-    "bands.tuned_seeds": 5,
+    "bands.tuned.seeds": 5,
     "pictures.size": 128,
     "pictures.shrink": 4,
     "pictures.width": 128,

@@ -51,7 +51,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     seeds = len(run.seeds(config))
     methods = run.select(list(_transforms(compression.Identity(), config)))
     problems = _learning_problems(config)
-    run.plan(_costs(config, methods, seeds, problems))
+    run.plan(_costs(run, config, methods, problems))
     posed = methods if config.squares.rounds > 0 else []
     quiet = {
         m: run.cached(f"quiet/{m}/{seeds}", lambda m=m: _quiet(config, m, seeds)) for m in posed
@@ -62,7 +62,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     gains = (
         run.cached(f"gains/{seeds}", lambda: _gains(config, seeds)) if "econtrol" in posed else None
     )
-    learned = {name: _learn(run, config, name, p, methods, seeds) for name, p in problems.items()}
+    learned = {name: _learn(run, config, name, p, methods) for name, p in problems.items()}
     links = slow_network.measured(run, "experiments.econtrol:network_trainings", config.network)
     _draw_squares(run, config, quiet, noisy, gains)
     _draw_learned(run, config, learned)
@@ -282,7 +282,7 @@ def _trainer(
     return train
 
 
-def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods, seeds: int):
+def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods):
     """Method -> {gamma, bytes a worker sends in a round, losses and accuracies (seeds, looks)}.
 
     A worker sends its payload to all others; SGD's gradients go round a ring.
@@ -306,7 +306,7 @@ def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods
         gamma = choose(options.gammas, [r["loss"][-1] for r in tuned])
         results = [
             run.cached(f"fit/{name}/{method}/seed{seed}", functools.partial(train, gamma, seed))
-            for seed in range(min(seeds, options.seeds))
+            for seed in run.seeds(options)
         ]
         learned[method] = {
             "gamma": gamma,
@@ -389,7 +389,8 @@ def _network_claims(config: ConfigDict, links: dict[float, slow_network.Measured
     return claims
 
 
-def _costs(config, methods, seeds, problems) -> dict[str, float]:
+def _costs(run: Run, config: ConfigDict, methods, problems) -> dict[str, float]:
+    seeds = len(run.seeds(config))
     costs = slow_network.costs(config.network)
     if config.squares.rounds > 0:
         costs |= {f"quiet/{m}/{seeds}": 1.5 * len(config.squares.heterogeneity) for m in methods}
@@ -400,7 +401,7 @@ def _costs(config, methods, seeds, problems) -> dict[str, float]:
         one = 0.3 if name == "digits" else 20.0
         for method in methods:
             costs |= {f"tune/{name}/{method}/{gamma:g}": one for gamma in options.gammas}
-            fits = range(min(seeds, options.seeds))
+            fits = run.seeds(options)
             costs |= {f"fit/{name}/{method}/seed{seed}": one for seed in fits}
     return costs
 

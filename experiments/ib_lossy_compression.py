@@ -72,11 +72,11 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     bounds = dict.fromkeys([*config.gaussians.bounds, *config.images.bounds])
     methods = run.select([*information.ESTIMATORS, *bounds])
     trained = {name: config[name] for name in ("digits", "mnist") if config[name].epochs > 0}
-    run.plan(_costs(config, methods, seeds, trained))
+    run.plan(_costs(run, config, methods, trained))
     table = _gaussians(run, config, methods, seeds)
     pictures = {name: _pictures(run, config, name, methods, seeds) for name in _kinds(config)}
     paths = {
-        f"{name}, noise {noise:g}": _paths(run, name, options, noise, methods, seeds)
+        f"{name}, noise {noise:g}": _paths(run, name, options, noise, methods)
         for name, options in trained.items()
         for noise in options.noise
     }
@@ -415,7 +415,7 @@ def _path_unit(name: str, noise: float, estimators: list[str]) -> str:
 
 
 def _paths(
-    run: Run, name: str, options: ConfigDict, noise: float, methods: list[str], seeds: int
+    run: Run, name: str, options: ConfigDict, noise: float, methods: list[str]
 ) -> dict[str, np.ndarray]:
     """Quantity -> (seeds, looks, ...); of an estimator (seeds, looks, 2, layers)."""
     try:
@@ -427,7 +427,7 @@ def _paths(
     unit = _path_unit(name, noise, estimators)
     each = [
         run.cached(f"{unit}/seed{seed}", functools.partial(follow, seed))
-        for seed in range(min(seeds, options.seeds))
+        for seed in run.seeds(options)
     ]
     return {key: np.stack([e[key] for e in each]) for key in each[0]}
 
@@ -437,9 +437,9 @@ def _unit_costs(unit: str, cost: float, tuned: bool, seeds: int) -> dict[str, fl
     return {f"{unit}/{part}": cost / len(parts) for part in parts}
 
 
-def _costs(config, methods, seeds, trained) -> dict[str, float]:
+def _costs(run: Run, config: ConfigDict, methods, trained) -> dict[str, float]:
     """Seconds, about."""
-    costs = {}
+    costs, seeds = {}, len(run.seeds(config))
     options = config.critics
     learn = 1e-3 * options.steps * (len(options.learning_rates) + seeds)
     for d, n in _cells(config):
@@ -457,10 +457,9 @@ def _costs(config, methods, seeds, trained) -> dict[str, float]:
             costs |= _unit_costs(f"images/{name}/{bound}", 3 * learn, True, seeds)
     for name, part in trained.items():
         for noise in part.noise:
-            fits = range(min(seeds, part.seeds))
             each = 0.05 * part.epochs * (40 if part.channels else 1)
             unit = _path_unit(name, noise, _of_path(part, methods))
-            costs |= {f"{unit}/seed{seed}": each for seed in fits}
+            costs |= {f"{unit}/seed{seed}": each for seed in run.seeds(part)}
     return costs
 
 

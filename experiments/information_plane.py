@@ -60,9 +60,8 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     run = run or Run()
     arms = run.select(sorted(config.arms, key=_place))
     trainings = {arm: _training(config, arm) for arm in arms}
-    count = len(run.seeds(config))
-    seeds = {arm: min(count, config.arms[arm].seeds) for arm in arms}
-    run.plan(_costs(config, arms, seeds, count))
+    seeds = {arm: len(run.seeds(config.arms[arm])) for arm in arms}
+    run.plan(_costs(run, config, arms))
     mesh, (_, labels) = run.mesh(config), information.icosahedral_rule()
     trained = {
         arm: run.cached(
@@ -94,26 +93,27 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     noisy = {}
     for arm in _noisy_arms(config, arms):
         chosen = _chosen(config.noise.snapshots, trained[arm]["params"].shape[1])
-        params = trained[arm]["params"][: config.noise.seeds, chosen]
-        ranges = trained[arm]["ranges"][: config.noise.seeds, chosen]
+        few = len(run.seeds(config.noise))
+        params = trained[arm]["params"][:few, chosen]
+        ranges = trained[arm]["ranges"][:few, chosen]
         estimator = information.noisy(config.noise.variance)
         noisy[arm] = run.cached(
-            f"noise/{arm}/{len(params)}",
+            f"noise/{arm}/{few}",
             lambda a=arm, r=ranges, p=params, e=estimator: estimate(a, r, e, p),
         )["points"]
     bound = run.cached("bound", lambda: _bound(config))
+    few = run.seeds(config.bound)
     fits = {
         arm: run.cached(
-            f"beta/{arm}/{min(config.bound.seeds, seeds[arm])}",
-            lambda a=arm: _fits(config, trainings[a], trained[a], a),
+            f"beta/{arm}/{len(few)}",
+            lambda a=arm: _fits(config, trainings[a], trained[a], a, len(few)),
         )
         for arm in _closest(arms)
     }
-    speed = (
-        run.cached(f"speed/{count}", lambda: _speed(config, count, mesh))
-        if config.speed.repeats
-        else {}
-    )
+    speed: Values = {}
+    if config.speed.repeats:
+        count = len(run.seeds(config.speed))
+        speed = run.cached(f"speed/{count}", lambda: _speed(config, count, mesh))
     _draw(run, config, trained, planes, noisy, bound, fits)
     return Report(
         _rows(config, trained, planes, noisy, bound, fits, speed, whole),
@@ -142,11 +142,9 @@ def _training(config: ConfigDict, arm: str) -> information.PlaneTraining:
         raise UsageError(f"--config.arms.{arm}: {error}") from error
 
 
-def _costs(
-    config: ConfigDict, arms: list[str], seeds: dict[str, int], count: int
-) -> dict[str, float]:
+def _costs(run: Run, config: ConfigDict, arms: list[str]) -> dict[str, float]:
     """Seconds on two CPU cores."""
-    costs = {}
+    costs, seeds = {}, {arm: len(run.seeds(config.arms[arm])) for arm in arms}
     for arm in arms:
         options, training = config.arms[arm], _training(config, arm)
         samples = options.epochs * training.train_size * seeds[arm]
@@ -156,14 +154,14 @@ def _costs(
             unit = f"plane/{arm}/{policy}-{bins}/{seeds[arm]}"
             costs[unit] = 1 + 6e-4 * config.snapshots * seeds[arm]
     for arm in _noisy_arms(config, arms):
-        few = min(config.noise.seeds, seeds[arm])
+        few = len(run.seeds(config.noise))
         costs[f"noise/{arm}/{few}"] = 0.15 * few * config.noise.snapshots
     costs["bound"] = 1.0
     for arm in _closest(arms):
-        few = min(config.bound.seeds, seeds[arm])
+        few = len(run.seeds(config.bound))
         costs[f"beta/{arm}/{few}"] = 0.4 * few
     if config.speed.repeats:
-        costs[f"speed/{count}"] = 1.0 * config.speed.repeats
+        costs[f"speed/{len(run.seeds(config.speed))}"] = 1.0 * config.speed.repeats
     return costs
 
 
@@ -222,11 +220,11 @@ def _bound(config: ConfigDict) -> Values:
     return {"betas": betas, "points": np.vstack([[0, 0], points, levels_told, inputs_told])}
 
 
-def _fits(config: ConfigDict, training: Any, trained: Values, arm: str) -> Values:
+def _fits(config: ConfigDict, training: Any, trained: Values, arm: str, seeds: int) -> Values:
     """`layer_beta` of binned layers at first, halfway and last, (seeds, 3, layers, 4)."""
     policy, bins = config.arms[arm].views[0]
     soft = information.soft_labels(information.icosahedral_levels(), config.bound.information)
-    few, chosen = slice(config.bound.seeds), _chosen(3, trained["params"].shape[1])
+    few, chosen = slice(seeds), _chosen(3, trained["params"].shape[1])
 
     def cells(outputs: Any, _: Any, low: Any, high: Any) -> Any:
         return information.hash_rows(information.bin_codes(outputs, bins, low, high))

@@ -45,7 +45,6 @@ Values = dict[str, Any]
 def main(config: ConfigDict, run: Run | None = None) -> Report:
     """Train every task with every method, and judge the claims."""
     run = run or Run()
-    seeds = len(run.seeds(config))
     methods = run.select(METHODS)
     tasks = {name: Task(config, name, run) for name in ("digits", "text") if config[name].methods}
     units = {
@@ -53,7 +52,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
         for name, task in tasks.items()
         for method in methods
         if method in task.options.methods
-        for seed in range(min(seeds, task.options.seeds))
+        for seed in run.seeds(config)
     }
     costs = {unit: tasks[name].options.cost for (name, *_), unit in units.items()}
     run.plan(costs | slow_network.costs(config.network))

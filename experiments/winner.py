@@ -66,6 +66,7 @@ class Signal(NamedTuple):
     siren: tuple[int, ...]
     published: str  # the setting of SIREN in the paper
     seeds: int
+    tuned_seeds: int
     original: np.ndarray | None = None  # where y is noisy
     picture_shape: tuple[int, ...] | None = None
     rate: int = 0  # Hz, of a sound
@@ -140,7 +141,7 @@ def _check(config: ConfigDict) -> None:
     need(config.model.layers >= 2, "model.layers", "at least 2")
     need(config.chunk >= 1, "chunk", "at least 1")
     sizes = ("bands.samples", "pictures.size", "pictures.shrink", "sound.samples", "speed.samples")
-    for key in (*sizes, "speed.chunk_rows", "speed.repeats", "speed.steps", "bands.tuned_seeds"):
+    for key in (*sizes, "speed.chunk_rows", "speed.repeats", "speed.steps"):
         part, name = key.split(".")
         need(config[part][name] >= 1, key, "at least 1")
 
@@ -163,6 +164,7 @@ def _bands(config: ConfigDict, run: Run) -> list[Signal]:
                 siren=tuple(config.bands.siren),
                 published="siren-3000",
                 seeds=len(run.seeds(config)),
+                tuned_seeds=len(run.seeds(config.bands.tuned)),
                 all_rivals=True,
             )
         )
@@ -200,6 +202,7 @@ def _recordings(config: ConfigDict, run: Run) -> list[Signal]:
             siren=tuple(config.pictures.siren),
             published="siren-30",
             seeds=len(run.seeds(config.pictures)),
+            tuned_seeds=len(run.seeds(config.pictures)),
             original=None if clean is image else _pixels(clean),
             picture_shape=image.shape,
         )
@@ -217,6 +220,7 @@ def _recordings(config: ConfigDict, run: Run) -> list[Signal]:
             siren=tuple(config.sound.siren),
             published="siren-3000",
             seeds=len(run.seeds(config.sound)),
+            tuned_seeds=len(run.seeds(config.sound)),
             rate=rate,
         )
     )
@@ -389,10 +393,6 @@ def _unit(signal: Signal, method: str, seed: int) -> str:
     return f"fit/{signal.name}/{method}/seed{seed}"
 
 
-def _tuned_seeds(config: ConfigDict, signal: Signal) -> int:
-    return min(signal.seeds, config.bands.tuned_seeds) if signal.all_rivals else signal.seeds
-
-
 def _tune(fitter: Fitter, signal: Signal, methods: list[str]) -> dict[str, Setting]:
     """The best setting of each tuned method, on a draw that no result uses.
 
@@ -417,7 +417,7 @@ def _fit_all(fitter: Fitter, signal: Signal, methods: list[str], tuned: dict[str
     results: dict[str, list[Values]] = {}
     for method, setting in settings.items():
         if method in methods or method in tuned:
-            seeds = _tuned_seeds(fitter.config, signal) if method in tuned else signal.seeds
+            seeds = signal.tuned_seeds if method in tuned else signal.seeds
             results[method] = [
                 fitter.fit(_unit(signal, method, seed), signal, setting, seed)
                 for seed in range(seeds)
@@ -452,7 +452,7 @@ def _costs(
             kept = rivals if signal.all_rivals else rivals[:1]
             reported = [m for m in candidates if m == TUNED] + kept
         for method in reported:
-            for seed in range(_tuned_seeds(config, signal)):
+            for seed in range(signal.tuned_seeds):
                 add(_unit(signal, method, seed), method)
         for method in _own_settings(config, signal).keys() & set(methods):
             for seed in range(signal.seeds):
@@ -481,6 +481,7 @@ def _speed(config: ConfigDict, fitter: Fitter) -> Values:
         siren=(30,),
         published="siren-30",
         seeds=1,
+        tuned_seeds=0,
     )
     on_cpu = jax.devices()[0].platform == "cpu"
     rows = options.samples // parallel.data_axis_size(fitter.mesh)

@@ -47,7 +47,7 @@ class Run:
     Args:
         workdir: folder to write to and continue from, or None.
         experiment, preset, config: what the work directory belongs to.
-        seeds: overrides the configuration's number of seeds.
+        seeds: overrides the configuration's number of seeds, of every part.
         only: restricts `select`; empty for all.
         overrides: "--config.KEY=VALUE" arguments that made the configuration, for the report.
         console: where progress and warnings go, or None.

@@ -59,7 +59,7 @@ def _define_flags(name: str) -> flags.FlagValues:
     )
     string("workdir", None, f"Where results go; continued if it exists (runs/{name}/TIME).")
     flags.DEFINE_list("only", [], "Methods to run, with commas; else all.", flag_values=values)
-    number("seeds", "Number of seeds, instead of the config's.")
+    number("seeds", "Number of seeds of every part, instead of the config's.")
     switch("distributed", "Join the run's other processes; all by itself on a TPU pod.")
     string("coordinator", None, "HOST:PORT of process 0.")
     number("processes", "Number of processes.")

@@ -119,4 +119,6 @@ def test_the_network_trains_on_compressed_messages(preset, monkeypatch):
 @pytest.mark.parametrize("preset", ["smoke", "default", "full", "slow_network", "paper"])
 def test_presets_load(preset):
     config, *_ = load(f"configs/econtrol.py:{preset}", [], CHECKOUT)
-    assert econtrol._costs(config, ["econtrol"], 2, econtrol._learning_problems(config))
+    assert econtrol._costs(
+        econtrol.Run(), config, ["econtrol"], econtrol._learning_problems(config)
+    )

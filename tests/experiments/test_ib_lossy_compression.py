@@ -130,7 +130,7 @@ def test_the_papers_network_has_the_papers_layers():
 def test_presets_load(preset):
     config, *_ = load(f"configs/ib_lossy_compression.py:{preset}", [], CHECKOUT)
     parts = {name: config[name] for name in ("digits", "mnist") if config[name].epochs > 0}
-    assert ib_lossy_compression._costs(config, ["kl", "nwj"], 2, parts)
+    assert ib_lossy_compression._costs(Run(), config, ["kl", "nwj"], parts)
 
 
 def test_what_is_not_a_number_leaves_a_claim_open():

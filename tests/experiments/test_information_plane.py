@@ -79,8 +79,9 @@ def test_the_distance_to_the_bound_is_read_along_it():
 @pytest.mark.parametrize("preset", ["smoke", "default", "full", "paper"])
 def test_presets_load(preset):
     config, *_ = load(f"configs/information_plane.py:{preset}", [], CHECKOUT)
-    seeds = {arm: config.arms[arm].seeds for arm in config.arms}
-    assert all(information_plane._costs(config, list(config.arms), seeds, 50).values())
+    assert all(
+        information_plane._costs(information_plane.Run(), config, list(config.arms)).values()
+    )
 
 
 @pytest.mark.parametrize("wrong", ["batch=9999", "activation=gelu"])
