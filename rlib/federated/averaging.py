@@ -40,7 +40,7 @@ def fedavg(
         server: the optimiser that takes the mean of x^t - x_K for a gradient; None is `sgd(1.0)`,
             the plain average of the clients' models.
         proximal: mu of FedProx.
-        ascent: rho of FedSAM.
+        ascent: rho of FedSAM; 0 as a number saves the second gradient.
         scale: factor of the clients' updates by round, for decaying rates.
 
     >>> algorithm = fedavg(optax.sgd(0.1), optax.adam(1e-2), proximal=0.01)  # FedAdam with FedProx
@@ -48,6 +48,7 @@ def fedavg(
     Array([0., 0.], dtype=float32)
     """
     tx = server or optax.sgd(1.0)
+    near, uphill = not is_zero(proximal), not is_zero(ascent)
 
     def down(params: Tree, server: Tree, round: Array) -> tuple[Tree, Array]:
         return params, jnp.asarray(scale(round), jnp.float32)
@@ -57,8 +58,8 @@ def fedavg(
 
         def step(carry: tuple[Tree, Tree], batch: Batches):
             x, state = carry
-            loss, g = sam_gradient(grad, x, batch, ascent) if ascent else grad(x, batch)
-            if proximal:
+            loss, g = sam_gradient(grad, x, batch, ascent) if uphill else grad(x, batch)
+            if near:
                 g = jax.tree.map(lambda g, x, x0: g + proximal * (x - x0), g, x, start)
             updates, state = local.update(g, state, x)
             updates = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
@@ -129,6 +130,11 @@ def ascended_gradient(
     scale = rho / (jnp.sqrt(squared_norm(g)) + 1e-7) if normalize else jnp.float32(rho)
     moved = jax.tree.map(lambda x, g: x + (scale * g).astype(jnp.result_type(x)), params, g)
     return grad(moved, batch)[1]
+
+
+def is_zero(value: Any) -> bool:
+    """Known to be 0 while tracing; an array is not, so that it can be mapped over."""
+    return isinstance(value, int | float) and value == 0
 
 
 def squared_norm(tree: Tree) -> Float[Array, ""]:

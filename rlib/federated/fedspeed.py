@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlib.federated.averaging import ascended_gradient
+from rlib.federated.averaging import ascended_gradient, is_zero
 from rlib.federated.clients import Batches, Grad, local_steps
 from rlib.federated.engine import Algorithm, Cohort
 
@@ -65,7 +65,7 @@ def fedspeed(
         raise ValueError(f"mixing={mixing} is outside [0, 1]")
     if dual_average not in ("all", "sampled"):
         raise ValueError(f'dual_average={dual_average!r}; it must be "all" or "sampled"')
-    uphill = not (isinstance(ascent, int | float) and ascent == 0)
+    uphill = not is_zero(ascent)
     zeros = lambda params: jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), params)
 
     def work(dual: Tree, start: Tree, batches: Batches, grad: Grad):

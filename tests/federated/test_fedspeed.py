@@ -134,3 +134,17 @@ def test_mistakes_are_told():
     for options in ({"prox": 0.0}, {"mixing": 2.0}, {"dual_average": "some"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             federated.fedspeed(optax.sgd(0.1), **options)
+
+
+def test_strengths_can_be_mapped_over(digits):
+    loss = lambda x, batch, key: jnp.sum((batch["x"] - x) ** 2, axis=1) / 2
+    work = federated.LocalWork(4, steps=3)
+
+    def end(proximal, ascent):
+        algorithm = federated.fedavg(optax.sgd(0.1), proximal=proximal, ascent=ascent)
+        rounds = federated.make_rounds(algorithm, loss, work, 10)
+        return federated.simulate(rounds, jnp.ones(64), digits, 2).state.params
+
+    known = jnp.stack([jax.jit(lambda p=p, r=r: end(p, r))() for p, r in ((0.0, 0.5), (1.0, 0.0))])
+    mapped = jax.jit(jax.vmap(end))(jnp.array([0.0, 1.0]), jnp.array([0.5, 0.0]))
+    np.testing.assert_allclose(mapped, known, rtol=1e-5)
