@@ -223,7 +223,7 @@ def test_a_client_that_returns_nan_is_an_error_on_demand(digits):
 
 def test_links_carry_codecs_and_count_their_bytes(digits):
     plain = federated.fedavg(optax.sgd(0.1))
-    codec = compression.TopK(k=30)
+    codec = compression.TopK(fraction=0.1)
     sent = (PARAMS, jnp.float32(1))  # down goes the factor of the clients' rate as well
     quantized = compression.StochasticQuantization(bits=8)
     bytes_of = lambda codec, tree: compression.payload_bytes(
