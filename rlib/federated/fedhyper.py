@@ -77,9 +77,9 @@ def fedhyper(
     scale = optim.scale_by_fedhyper_g(alpha, gamma_alpha, momentum, variant=variant)
     schedule = optim.fedhyper_sl(beta, gamma_beta, variant=variant)
     if client == "cl":
-        weight = 1 / steps if global_coef is None and steps is not None else global_coef
+        weight: Any = 1 / steps if global_coef is None and steps is not None else global_coef
         rule: Any = optim.scale_by_fedhyper_cl(
-            beta, gamma_beta, global_coef=weight or 0.0, variant=variant
+            beta, gamma_beta, global_coef=weight, variant=variant
         )
     take = optimizer or optax.scale(-1.0)
 

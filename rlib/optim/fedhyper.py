@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 Tree = Any
 Variant = Literal["paper", "official"]
 #: How far a rate may go from its first value: one factor, or the lowest and the highest multiple.
+#: Traced ones, which no check can see, let one compiled program serve all bounds.
 Bounds = float | tuple[float, float]
 
 
@@ -247,7 +248,8 @@ def _bounds(rate: Any, gamma: Bounds, variant: str) -> tuple[Any, Any]:
     low, high = gamma if isinstance(gamma, tuple) else (1 / gamma, gamma)
     if variant not in ("paper", "official"):
         raise ValueError(f'variant={variant!r}; it must be "paper" or "official"')
-    if not 0 < low <= 1 <= high:
+    traced = any(isinstance(end, jax.core.Tracer) for end in (low, high))
+    if not traced and not 0 < low <= 1 <= high:
         raise ValueError(f"gamma={gamma}: a factor of at least 1, or a pair around 1")
     if isinstance(rate, int | float) and not rate > 0:
         raise ValueError(f"a rate of {rate} must be positive")

@@ -181,6 +181,19 @@ def test_on_adam_the_gradient_is_scaled_first(two):
     np.testing.assert_allclose(xs, 3.9, rtol=1e-5)
 
 
+def test_bounds_and_weight_can_be_traced(two):
+    options = {"gamma_alpha": 1.2, "gamma_beta": 4.0, "global_coef": 0.2}
+
+    @jax.jit
+    def end(options):
+        algorithm = federated.fedhyper(0.05, client="cl", **options)
+        rounds = two.rounds(algorithm, steps=3)
+        return federated.simulate(rounds, jnp.float32(4.0), two.held, 4).state.params
+
+    xs, *_ = two.run(federated.fedhyper(0.05, client="cl", **options), steps=3, rounds=4)
+    np.testing.assert_allclose(end(options), xs[-1], rtol=1e-5)
+
+
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="needs steps=K"):
         federated.fedhyper(0.1, client="cl")
