@@ -218,14 +218,15 @@ def make_rounds(
         sent = _through(up, code_key, message)
         if error_feedback:
             error = jax.tree.map(jnp.subtract, message, sent)
-        return sent, (client, error), scalars, _is_finite(sent)
+        # A codec may make finite numbers of what is not finite.
+        return sent, (client, error), scalars, _is_finite((message, sent, client))
 
     def cohort(size: int, arrived: Tree, held: ClientData, kept: Tree, slots: _Slots, key: Array):
         """All slots of one device, `size` at once: what clients keep, sums, messages to mix."""
         over = _side_by_side(train, size)
 
-        def chunk(kept: Tree, part: _Slots) -> tuple[Tree, _Sums, Tree]:
-            old = _take(kept, part.ident, axis)
+        def chunk(given: tuple[_Slots, Tree]) -> tuple[_Sums, Tree, Tree]:
+            part, old = given
             sent, new, scalars, finite = over((*old, part.number, part.ident), arrived, held, key)
             counts = finite & (part.weight > 0)
             weight = jnp.where(counts, part.weight, 0.0)
@@ -238,18 +239,21 @@ def make_rounds(
                 scalars=_weighted_sum(weight, scalars),
                 message=() if algorithm.mix else _weighted_sum(weight, sent),
             )
-            kept = _put(kept, part.ident, _where(counts, new, old), axis)
-            return kept, sums, (sent, weight) if algorithm.mix else ()
+            return sums, _where(counts, new, old), (sent, weight) if algorithm.mix else ()
 
-        def body(carry: tuple[Tree, _Sums], part: _Slots) -> tuple[tuple[Tree, _Sums], Tree]:
-            kept, sums, messages = chunk(carry[0], part)
-            return (kept, jax.tree.map(jnp.add, carry[1], sums)), messages
+        def body(total: _Sums, given: tuple[_Slots, Tree]) -> tuple[_Sums, Tree]:
+            sums, *rows = chunk(given)
+            return jax.tree.map(jnp.add, total, sums), rows
 
-        chunks = jax.tree.map(lambda x: x.reshape(-1, size), slots)
-        first = jax.tree.map(lambda x: x[0], chunks)
-        sums = _zeros(jax.eval_shape(lambda: chunk(kept, first)[1]))
-        (kept, sums), messages = lax.scan(body, (kept, sums), chunks)
-        messages = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), messages)
+        # Rows are read before the loop and written after it: in it the compiler would copy the
+        # state of all clients for each chunk, where it reads later than it writes.
+        in_chunks = lambda x: x.reshape(-1, size, *x.shape[1:])
+        given = jax.tree.map(in_chunks, (slots, _take(kept, slots.ident, axis)))
+        first = jax.tree.map(lambda x: x[0], given)
+        sums = _zeros(jax.eval_shape(lambda: chunk(first)[0]))
+        sums, rows = lax.scan(body, sums, given)
+        new, messages = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        kept = _put(kept, slots.ident, new, axis)
         if axis is not None:
             sums = lax.psum(sums, axis)
             messages = jax.tree.map(lambda x: lax.all_gather(x, axis, tiled=True), messages)

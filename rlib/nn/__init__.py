@@ -1,6 +1,7 @@
 """Flax NNX layers and architectures that more than one method uses."""
 
 from rlib.nn.adversarial import fgsm, pgd
+from rlib.nn.convnet import ConvNet
 from rlib.nn.convolution import Conv, avg_pool, conv, max_pool
 from rlib.nn.coordinate import (
     Affine,
@@ -28,6 +29,7 @@ __all__ = [
     "Affine",
     "Constant",
     "Conv",
+    "ConvNet",
     "CoordinateNetwork",
     "Finer",
     "FourierMLP",
