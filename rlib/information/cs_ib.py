@@ -45,6 +45,7 @@ from rlib import nn
 from rlib.information import kernels
 from rlib.information.gaussian import SD_FLOOR
 from rlib.information.kernels import Scalar
+from rlib.information.rows import matrices, positive
 
 Width = float | Scalar | Literal["median"]
 
@@ -193,8 +194,8 @@ def _width(name: str, sigma: Width, values: Array, axis_name: str | None) -> flo
 
 def _official_prediction(y: Array, yhat: Array, sigma_y, axis_name: str | None) -> Scalar:
     """What D_CS in bits becomes where all of y is one sample: -2 log2 of one kernel."""
-    kernels._positive("cs_ib_loss", sigma_y=sigma_y)
-    y, yhat = kernels._samples("cs_ib_loss", y=y, yhat=yhat)
+    positive("cs_ib_loss", sigma_y=sigma_y)
+    y, yhat = matrices("cs_ib_loss", y=y, yhat=yhat)
     if y.shape != yhat.shape or y.shape[1] != 1:
         raise ValueError(
             'cs_ib_loss: variant="official" is of one target, y and yhat (n, 1); got shapes '
@@ -231,7 +232,7 @@ def huber_error(
     1.25
     """
     _same_shapes("huber_error", y, yhat)
-    kernels._positive("huber_error", delta=delta)
+    positive("huber_error", delta=delta)
     return jnp.mean(optax.losses.huber_loss(yhat, y, delta=delta))
 
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt
 
+from rlib.information.rows import by_rows
+
 Reference = Literal["idnns"]
 
 
@@ -195,17 +197,14 @@ def kde_entropy_bounds(
     _check_rows(n)
     if not noise_var > 0:
         raise ValueError(f"noise_var={noise_var}: a variance above 0")
-    block = min(block, n)
 
-    def of_block(rows: Array) -> Array:
+    def of_row(row: Array) -> Array:
         # By differences: |a|^2 + |b|^2 - 2 a.b would lose the small distances that matter.
-        squared = sum(
-            jnp.square(rows[:, k, None] - outputs[None, :, k]) for k in range(units)
-        ) / jnp.asarray(noise_var, outputs.dtype)
-        return jnp.stack([jax.nn.logsumexp(-squared / c, axis=1) for c in (8, 2)], axis=-1)
+        squared = sum(jnp.square(row[k] - outputs[:, k]) for k in range(units))
+        squared /= jnp.asarray(noise_var, outputs.dtype)
+        return jnp.stack([jax.nn.logsumexp(-squared / c) for c in (8, 2)])
 
-    padded = jnp.pad(outputs, ((0, -n % block), (0, 0)))
-    log_sums = lax.map(of_block, padded.reshape(-1, block, units)).reshape(-1, 2)[:n]
+    log_sums = by_rows(of_row, outputs, block)
     # Of (d/2) log(2 pi 4 s^2) + (d/2) log(1/4) the factor 4 cancels.
     return gaussian_entropy(units, noise_var) + math.log(n) - jnp.mean(log_sums, axis=0)
 

@@ -16,18 +16,17 @@ Divide by ln 2 for bits. An estimate by mc within a nat of log m is saturated: t
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from rlib.information.rows import at_least_float32, gathered, of_each, places
+
 #: Standard deviations below it count as it.
 SD_FLOOR = 1e-10
-#: More pairs of samples than the square of it are made in blocks, of so many, to save memory.
-BLOCKED_ABOVE = 4096
-PAIRS_AT_ONCE = 2**20
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -79,7 +78,7 @@ def gaussian_information(
     if estimator not in ("mc", "jensen"):
         raise ValueError(f'estimator={estimator!r}: choose "mc" or "jensen"')
     _check(mean, sd, labels, z)
-    z, mean, sd = _at_least_float32(z, mean, sd)
+    z, mean, sd = at_least_float32(z, mean, sd)
 
     def information(row, reference, own, alike, count):
         mean_j, inverse_j, log_norm_j = reference
@@ -112,7 +111,7 @@ def kolchinsky_bound(
     0.2191
     """
     _check(mean, sd, labels)
-    mean, sd = _at_least_float32(mean, sd)
+    mean, sd = at_least_float32(mean, sd)
 
     def information(row, reference, own, alike, count):
         mean_j, sd_j = reference[0], jnp.maximum(reference[1], SD_FLOOR)
@@ -134,32 +133,15 @@ def _mean_over_samples(
     """Mean of information(sample, reference set, its place there, who is like it, how many)."""
     n = len(rows[0])
     labels = jnp.zeros(n, jnp.int32) if labels is None else labels
-    place, everyone = jnp.arange(n), labels
-    if axis_name is not None:
-        gather = lambda x: lax.all_gather(x, axis_name, tiled=True)
-        reference, everyone = jax.tree.map(gather, (reference, labels))
-        place = place + n * lax.axis_index(axis_name)
+    reference, everyone = gathered((reference, labels), axis_name)
 
     def one(sample):
         row, label, own = sample
         alike = everyone == label
         return information(row, reference, own, alike, jnp.sum(alike, dtype=reference[0].dtype))
 
-    mean = jnp.mean(_of_each(one, (rows, labels, place), len(everyone)))
+    mean = jnp.mean(of_each(one, (rows, labels, places(n, axis_name)), len(everyone)))
     return mean if axis_name is None else lax.pmean(mean, axis_name)
-
-
-def _of_each(one: Callable[..., Array], samples: Any, others: int) -> Array:
-    """one(sample) of every sample; each is compared with so many others."""
-    if len(jax.tree.leaves(samples)[0]) * others <= BLOCKED_ABOVE**2:
-        return jax.vmap(one)(samples)
-    # The backward pass compares again, lest it keep all pairs.
-    return lax.map(jax.checkpoint(one), samples, batch_size=max(1, PAIRS_AT_ONCE // others))
-
-
-def _at_least_float32(*arrays: Array) -> tuple[Array, ...]:
-    """float16 does not hold the floor of the sd, and densities of many dimensions overflow it."""
-    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays)
 
 
 def _check(mean: Array, sd: Array, labels: Array | None, z: Array | None = None) -> None:

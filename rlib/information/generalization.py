@@ -35,13 +35,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 from scipy import stats
 
-from rlib.information.gaussian import (
-    SD_FLOOR,
-    _at_least_float32,
-    _of_each,
-    kolchinsky_bound,
-    normal_log_density,
-)
+from rlib.information.gaussian import SD_FLOOR, kolchinsky_bound, normal_log_density
+from rlib.information.rows import at_least_float32, of_each
 from rlib.nn import Affine, Perceptron
 from rlib.optim import SwagState, swag_log_density, swag_restrict, swag_sample
 
@@ -137,7 +132,7 @@ def feature_information(
         raise ValueError(f"features {features.shape} and reference {reference.shape}: (n, dims)")
     if features.size == 0 or reference.size == 0:
         raise ValueError(f"no samples: features {features.shape}, reference {reference.shape}")
-    features, reference = _at_least_float32(features, reference)
+    features, reference = at_least_float32(features, reference)
     sd = jnp.asarray(scale, features.dtype)
     if variant == "official":
         z, own = features, jnp.zeros((len(features), 1), features.dtype)
@@ -146,7 +141,7 @@ def feature_information(
         z = features + scale * jax.random.normal(key, features.shape, features.dtype)
         posterior = normal_log_density(z, features, sd)
     total = lambda row: jax.nn.logsumexp(normal_log_density(row, reference, sd))
-    marginal = _of_each(total, z, len(reference)) - jnp.log(len(reference))
+    marginal = of_each(total, z, len(reference)) - jnp.log(len(reference))
     return jnp.mean(posterior - marginal)
 
 

@@ -34,17 +34,16 @@ squares still exist).
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from rlib.collectives import all_gather
+from rlib.information.rows import by_rows, gathered, matrices, positive, summed
 
 Scalar = Float[Array, ""]
 Samples = Float[Array, "n d"]
@@ -72,7 +71,7 @@ def median_distance(x: Samples, *, most: int = 1000, axis_name: str | None = Non
     >>> float(median_distance(jnp.array([[0.0], [0.0], [1.0], [3.0]])))
     2.0
     """
-    (x,) = _samples("median_distance", x=x)
+    (x,) = matrices("median_distance", x=x)
     if most < 2:
         raise ValueError(f"median_distance: most={most}: a distance takes 2 samples")
     return _median_distance(lax.stop_gradient(x), most, axis_name)
@@ -80,7 +79,7 @@ def median_distance(x: Samples, *, most: int = 1000, axis_name: str | None = Non
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _median_distance(x: Array, most: int, axis_name: str | None) -> Array:
-    x = _columns(x, axis_name)
+    x = gathered(x, axis_name)
     x = x[:: -(-x.shape[0] // most)]
     n = x.shape[0]
     if n == 1:
@@ -124,9 +123,9 @@ def cs_divergence(
     >>> round(float(cs_divergence(x, x + 2, 1.0)), 4)
     2.5713
     """
-    xp, xq = _samples("cs_divergence", xp=xp, xq=xq)
+    xp, xq = matrices("cs_divergence", xp=xp, xq=xq)
     _same_features("cs_divergence", xp, xq)
-    _positive("cs_divergence", sigma=sigma)
+    positive("cs_divergence", sigma=sigma)
     pp, qq, pq = _log_means(xp, xq, sigma, _block(block), axis_name)
     return pp + qq - 2 * pq
 
@@ -148,9 +147,9 @@ def mmd(
     >>> round(float(mmd(x, x + 9, 1.0)), 4)
     1.6065
     """
-    xp, xq = _samples("mmd", xp=xp, xq=xq)
+    xp, xq = matrices("mmd", xp=xp, xq=xq)
     _same_features("mmd", xp, xq)
-    _positive("mmd", sigma=sigma)
+    positive("mmd", sigma=sigma)
     pp, qq, pq = _log_means(xp, xq, sigma, _block(block), axis_name)
     return jnp.exp(pp) + jnp.exp(qq) - 2 * jnp.exp(pq)
 
@@ -158,15 +157,15 @@ def mmd(
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _log_means(xp, xq, sigma, block, axis_name) -> tuple[Array, Array, Array]:
     """Logarithms of the mean kernel within p, within q and between them."""
-    p, q = _columns(xp, axis_name), _columns(xq, axis_name)
+    p, q = gathered(xp, axis_name), gathered(xq, axis_name)
     xp, xq, p, q = _centred(q, xp, xq, p, q)
 
     def of_p(row):
         # Between far samples every kernel underflows: only logarithms of the sums survive.
         return logsumexp(_log_kernel(row, p, sigma)), logsumexp(_log_kernel(row, q, sigma))
 
-    pp, pq = _by_rows(of_p, xp, block)
-    qq = _by_rows(lambda row: logsumexp(_log_kernel(row, q, sigma)), xq, block)
+    pp, pq = by_rows(of_p, xp, block)
+    qq = by_rows(lambda row: logsumexp(_log_kernel(row, q, sigma)), xq, block)
     m, n = (jnp.log(jnp.asarray(x.shape[0], x.dtype)) for x in (p, q))
     total = functools.partial(_log_total, axis_name=axis_name)
     return total(pp) - 2 * m, total(qq) - 2 * n, total(pq) - m - n
@@ -206,11 +205,11 @@ def conditional_cs_divergence(
     0.24023
     """
     who = "conditional_cs_divergence"
-    x, y, yhat = _samples(who, x=x, y=y, yhat=yhat)
+    x, y, yhat = matrices(who, x=x, y=y, yhat=yhat)
     _paired(who, x, y)
     _paired(who, y, yhat)
     _same_features(who, y, yhat)
-    _positive(who, sigma_x=sigma_x, sigma_y=sigma_y)
+    positive(who, sigma_x=sigma_x, sigma_y=sigma_y)
     if denominator not in ("sum_of_squares", "square_of_sum"):
         raise ValueError(
             f'{who}: denominator={denominator!r}: choose "sum_of_squares" or "square_of_sum"'
@@ -221,7 +220,7 @@ def conditional_cs_divergence(
 @functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _conditional(x, y, yhat, sigma_x, sigma_y, denominator, block, axis_name) -> Array:
     rows = (x, y, yhat)
-    columns = tuple(_columns(part, axis_name) for part in rows)
+    columns = tuple(gathered(part, axis_name) for part in rows)
     x, xs = _centred(columns[0], x, columns[0])
     y, yhat, ys, yhats = _centred(columns[1], y, yhat, *columns[1:])
 
@@ -238,8 +237,8 @@ def _conditional(x, y, yhat, sigma_x, sigma_y, denominator, block, axis_name) ->
         between = logsumexp(log_k + _log_kernel(yhat_j, ys, sigma_y)) - jnp.log(divisor)
         return *within, between
 
-    l1, l2, l21 = _by_rows(one, (x, y, yhat), block)
-    within = jnp.log(_total(l1, axis_name)) + jnp.log(_total(l2, axis_name))
+    l1, l2, l21 = by_rows(one, (x, y, yhat), block)
+    within = jnp.log(summed(l1, axis_name)) + jnp.log(summed(l2, axis_name))
     return within - 2 * _log_total(l21, axis_name)
 
 
@@ -273,9 +272,9 @@ def cs_mutual_information(
     0.05825
     """
     who = "cs_mutual_information"
-    x, t = _samples(who, x=x, t=t)
+    x, t = matrices(who, x=x, t=t)
     _paired(who, x, t)
-    _positive(who, sigma_x=sigma_x, sigma_t=sigma_t)
+    positive(who, sigma_x=sigma_x, sigma_t=sigma_t)
     sums = _pair_sums(x, t, sigma_x, sigma_t, normalized, _block(block), axis_name)
     cross, x_mean, t_mean, product, xx, tt, x_square, t_square = sums
 
@@ -314,9 +313,9 @@ def hsic(
     (0.0387, 1.0)
     """
     who = "hsic"
-    x, t = _samples(who, x=x, t=t)
+    x, t = matrices(who, x=x, t=t)
     _paired(who, x, t)
-    _positive(who, sigma_x=sigma_x, sigma_t=sigma_t)
+    positive(who, sigma_x=sigma_x, sigma_t=sigma_t)
     sums = _pair_sums(x, t, sigma_x, sigma_t, normalized, _block(block), axis_name)
     cross, x_mean, t_mean, product, xx, tt, x_square, t_square = sums
     value = cross - 2 * product + x_mean * t_mean
@@ -333,7 +332,7 @@ def _pair_sums(x, t, sigma_x, sigma_t, own, block, axis_name) -> tuple[Array, ..
 
     Means are over all pairs, or rows; they lie between 1/n^2 and 1, whatever n is.
     """
-    xs, ts = _columns(x, axis_name), _columns(t, axis_name)
+    xs, ts = gathered(x, axis_name), gathered(t, axis_name)
     n = xs.shape[0]
     (x, xs), (t, ts) = _centred(xs, x, xs), _centred(ts, t, ts)
 
@@ -343,11 +342,11 @@ def _pair_sums(x, t, sigma_x, sigma_t, own, block, axis_name) -> tuple[Array, ..
         squares = (jnp.mean(k * k), jnp.mean(q * q)) if own else ()
         return jnp.mean(k * q), jnp.mean(k), jnp.mean(q), *squares
 
-    kq, k, q, *squares = _by_rows(one, (x, t), block)
+    kq, k, q, *squares = by_rows(one, (x, t), block)
     parts = [kq, k, q, k * q, *squares]
     if own:
         parts += [k * k, q * q]
-    sums = tuple(_total(part, axis_name) / n for part in parts)
+    sums = tuple(summed(part, axis_name) / n for part in parts)
     return sums if own else (*sums, *(jnp.ones((), x.dtype),) * 4)
 
 
@@ -386,8 +385,8 @@ def renyi_entropy(
     (0.0, 4.0)
     """
     who = "renyi_entropy"
-    (x,) = _samples(who, x=x)
-    _positive(who, sigma=sigma, alpha=alpha)
+    (x,) = matrices(who, x=x)
+    positive(who, sigma=sigma, alpha=alpha)
     return _spectral_entropy(who, [(x, sigma)], alpha, block, axis_name)
 
 
@@ -410,9 +409,9 @@ def renyi_mutual_information(
     4.0
     """
     who = "renyi_mutual_information"
-    x, t = _samples(who, x=x, t=t)
+    x, t = matrices(who, x=x, t=t)
     _paired(who, x, t)
-    _positive(who, sigma_x=sigma_x, sigma_t=sigma_t, alpha=alpha)
+    positive(who, sigma_x=sigma_x, sigma_t=sigma_t, alpha=alpha)
     first, second = (x, sigma_x), (t, sigma_t)
     entropy = lambda *parts: _spectral_entropy(who, list(parts), alpha, block, axis_name)
     return entropy(first) + entropy(second) - entropy(first, second)
@@ -432,7 +431,7 @@ def _spectral_entropy(who: str, parts: list, alpha: float, block, axis_name) -> 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _mean_square(parts, block, axis_name) -> Array:
-    columns = [_columns(x, axis_name) for x, _ in parts]
+    columns = [gathered(x, axis_name) for x, _ in parts]
     pairs = [_centred(b, x, b) for (x, _), b in zip(parts, columns, strict=True)]
 
     def one(rows):
@@ -442,8 +441,8 @@ def _mean_square(parts, block, axis_name) -> Array:
         )
         return jnp.mean(jnp.exp(2 * log_k))
 
-    means = _by_rows(one, tuple(rows for rows, _ in pairs), block)
-    return _total(means, axis_name) / columns[0].shape[0]
+    means = by_rows(one, tuple(rows for rows, _ in pairs), block)
+    return summed(means, axis_name) / columns[0].shape[0]
 
 
 @jax.jit
@@ -484,50 +483,10 @@ def _centred(reference: Array, *parts: Array) -> tuple[Array, ...]:
     return tuple(part - centre for part in parts)
 
 
-def _by_rows(one: Callable, rows: Any, block: int | None) -> Any:
-    """one(row) of every row, all at once, or `block` at a time and again for the gradient."""
-    if block is None or block >= jax.tree.leaves(rows)[0].shape[0]:
-        return jax.vmap(one)(rows)
-    return lax.map(jax.checkpoint(one), rows, batch_size=block)
-
-
-def _columns(x: Array, axis_name: str | None) -> Array:
-    return x if axis_name is None else all_gather(x, axis_name).reshape(-1, x.shape[-1])
-
-
-def _total(values: Array, axis_name: str | None) -> Array:
-    total = jnp.sum(values)
-    return total if axis_name is None else lax.psum(total, axis_name)
-
-
 def _log_total(logs: Array, axis_name: str | None) -> Array:
     """Logarithm of the sum of exponentials, over devices too."""
     total = logsumexp(logs)
     return total if axis_name is None else logsumexp(all_gather(total, axis_name))
-
-
-def _samples(who: str, **arrays: Any) -> list[Array]:
-    """As float32 or float64 matrices of at least one row; finite, where values can be looked at."""
-    made = []
-    for name, given in arrays.items():
-        x = jnp.asarray(given)
-        if x.ndim != 2:
-            hint = f": one sample or {x.size} of them? Numbers are {name}[:, None]" * (x.ndim == 1)
-            raise ValueError(f"{who}: {name} is (samples, features); got shape {x.shape}{hint}")
-        if 0 in x.shape:
-            raise ValueError(f"{who}: {name} is empty: shape {x.shape}")
-        x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-        traced = isinstance(given, jax.core.Tracer)
-        known = not traced and getattr(given, "is_fully_addressable", True)
-        if known:
-            with np.errstate(over="ignore"):
-                values = np.asarray(given).astype(x.dtype)
-            if not np.isfinite(values).all():
-                raise ValueError(f"{who}: {name} holds NaN or infinite values (as {x.dtype})")
-        made.append(x)
-    if len({x.dtype for x in made}) > 1:
-        made = [x.astype(jnp.float64) for x in made]
-    return made
 
 
 def _paired(who: str, a: Array, b: Array) -> None:
@@ -538,13 +497,6 @@ def _paired(who: str, a: Array, b: Array) -> None:
 def _same_features(who: str, a: Array, b: Array) -> None:
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{who}: samples of {a.shape[1]} and of {b.shape[1]} features")
-
-
-def _positive(who: str, **numbers: Any) -> None:
-    for name, value in numbers.items():
-        # The square of a width must be a float32 that is neither 0 nor infinite.
-        if not isinstance(value, jax.core.Tracer) and not 1e-18 <= float(value) <= 1e18:
-            raise ValueError(f"{who}: {name}={value}: a positive number is needed, 1e-18 to 1e18")
 
 
 def _block(block: int | None) -> int | None:

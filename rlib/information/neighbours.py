@@ -23,7 +23,7 @@ from jax.scipy.special import logsumexp, ndtri
 from jaxtyping import Array, Float, Int
 from scipy import special
 
-from rlib.collectives import all_gather
+from rlib.information.rows import by_rows, gathered, places, summed, workers
 
 InformationEstimator = Literal["kl", "wkl", "ksg", "kde"]
 Metric = Literal["euclidean", "maximum"]
@@ -63,9 +63,7 @@ def knn_distances(
     Array([1., 1., 2.], dtype=float32)
     """
     x = _table(x)
-    count = len(x) * _workers(axis_name)
-    if not 1 <= k < count:
-        raise ValueError(f"k={k} neighbours of {count} samples: 1 to {count - 1} are possible")
+    _need(k, len(x) * workers(axis_name))
     if metric not in get_args(Metric):
         raise ValueError(f"metric={metric!r}: choose from {', '.join(get_args(Metric))}")
     if labels is not None and jnp.shape(labels) != (len(x),):
@@ -75,7 +73,7 @@ def knn_distances(
 
 @functools.partial(jax.jit, static_argnames=("k", "metric", "axis_name"))
 def _knn(x, labels, k, metric, axis_name) -> Array:
-    everyone = _gathered((x, labels), axis_name)
+    everyone = gathered((x, labels), axis_name)
 
     def row(mine):
         far = _other(mine, everyone, metric)
@@ -94,37 +92,10 @@ def _table(x: Any) -> Array:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
-def _workers(axis_name: str | None) -> int:
-    return 1 if axis_name is None else lax.axis_size(axis_name)
-
-
-def _total(x: Array, axis_name: str | None) -> Array:
-    """Sum over all samples."""
-    x = jnp.sum(x, axis=0)
-    return x if axis_name is None else lax.psum(x, axis_name)
-
-
-def _gathered(tree: Any, axis_name: str | None) -> Any:
-    """The rows of all devices, in order."""
-    if axis_name is None:
-        return tree
-    join = lambda x: all_gather(x, axis_name).reshape(-1, *x.shape[1:])
-    return jax.tree.map(join, tree)
-
-
 def _by_rows(row, mine: Any, everyone: Any, axis_name: str | None, width: int = 1) -> Any:
     """`row` of every own sample; `width` numbers are held for each pair."""
-    n, total = len(jax.tree.leaves(mine)[0]), len(jax.tree.leaves(everyone)[0])
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * n
-    rows = max(1, min(n, _AT_ONCE // (total * width)))
-    blocks = -(-n // rows)
-
-    def cut(x):  # the last block ends with repetitions, which are dropped
-        x = jnp.pad(x, [(0, blocks * rows - n)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-        return x.reshape(blocks, rows, *x.shape[1:])
-
-    found = lax.map(jax.vmap(row), jax.tree.map(cut, (*mine, first + jnp.arange(n))))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)
+    n, total = len(mine[0]), len(everyone[0])
+    return by_rows(row, (*mine, places(n, axis_name)), max(1, _AT_ONCE // (total * width)))
 
 
 def _apart(point: Float[Array, " d"], points: Float[Array, "n d"], metric: Metric) -> Array:
@@ -195,7 +166,7 @@ def gaussianise(
 
 @functools.partial(jax.jit, static_argnames="axis_name")
 def _quantiles(x: Array, key: jax.Array | None, axis_name: str | None) -> Array:
-    everyone = _gathered(x, axis_name)
+    everyone = gathered(x, axis_name)
     if key is None:
         ranks = _ranks(everyone)
     else:  # in an order of its own for each coordinate, or coordinates that tie would be one
@@ -253,7 +224,7 @@ def _whiten(
     one_hot = jnp.ones((len(x), 1), x.dtype)
     if labels is not None:
         one_hot = (labels[:, None] == jnp.arange(classes)).astype(x.dtype)
-    number = _total(one_hot, axis_name)
+    number = summed(one_hot, axis_name)
     share = 1 / jnp.maximum(number, 1)[:, None]
 
     def mean(x):  # of each class
@@ -351,12 +322,12 @@ def _neighbour_entropies(
     points, labels, one_hot, rank, _, number = samples
     k = table.shape[1]
     near = _knn(points, labels, k, "euclidean", axis_name)
-    everywhere = points.shape[0] * _workers(axis_name)
-    square = _total(jnp.sum(jnp.square(points), axis=1), axis_name) / everywhere
-    coincide = _total(1.0 * (near[:, 0] == 0), axis_name) / everywhere
+    everywhere = points.shape[0] * workers(axis_name)
+    square = summed(jnp.sum(jnp.square(points), axis=1), axis_name) / everywhere
+    coincide = summed(1.0 * (near[:, 0] == 0), axis_name) / everywhere
     rounding = jnp.where(coincide > _BY_CHANCE, 0, jnp.finfo(points.dtype).eps * jnp.sqrt(square))
     logs = jnp.log(jnp.maximum(near, rounding))
-    shared = _gathered((one_hot, logs), axis_name)
+    shared = gathered((one_hot, logs), axis_name)
     sums = jnp.stack([jnp.sum(jnp.where(c[:, None] > 0, shared[1], 0), 0) for c in shared[0].T])
     d, n = rank.astype(points.dtype)[:, None], number[:, None]
     weights, constants = (
@@ -372,7 +343,7 @@ def _kernel_entropies(
 ) -> Float[Array, "b classes"]:
     """Of each whitened class and bandwidth: - mean log of the other samples' Gaussian kernels."""
     points, labels, one_hot, rank, _, number = samples
-    everyone = _gathered((points, labels), axis_name)
+    everyone = gathered((points, labels), axis_name)
 
     def row(mine):
         far = _other(mine, everyone, "euclidean")
@@ -380,7 +351,7 @@ def _kernel_entropies(
 
     width = 2 * len(bandwidths)
     logs = _by_rows(row, (points, labels), everyone, axis_name, width)
-    every_hot, every_log = _gathered((one_hot, logs), axis_name)
+    every_hot, every_log = gathered((one_hot, logs), axis_name)
     sums = jnp.stack([jnp.sum(jnp.where(c[:, None] > 0, every_log, 0), 0) for c in every_hot.T], 1)
     norm = 0.5 * rank * jnp.log(2 * np.pi * jnp.square(bandwidths))[:, None]
     h = norm + jnp.log(number - 1) - sums / number
@@ -441,7 +412,7 @@ def kl_entropy(
     2.19456
     """
     x = _table(x)
-    _need(k, len(x) * _workers(axis_name))
+    _need(k, len(x) * workers(axis_name))
     h = _entropy(x, k, weighted, whiten, axis_name)
     return _defined(h, "the entropy", (x,))
 
@@ -455,7 +426,7 @@ def _entropy(x, k, weighted, whiten, axis_name) -> Array:
         samples = samples._replace(**own)
     h = _neighbour_entropies(samples, _weight_table(k, d, weighted), axis_name)
     h = jnp.where(samples.rank < d, -jnp.inf, h + samples.log_det)[0]
-    return h + _total(jnp.sum(0 * x, axis=1), axis_name)  # NaN of what is not finite
+    return h + summed(jnp.sum(0 * x, axis=1), axis_name)  # NaN of what is not finite
 
 
 def _need(k: int, count: int) -> None:
@@ -537,7 +508,7 @@ def mutual_information(
     elif x.dtype != y.dtype:
         raise ValueError(f"X is {x.dtype} and Y is {y.dtype}")
     k = {"kl": 1, "wkl": 5, "ksg": 5, "kde": 1}[estimator] if k is None else k
-    _need(k, len(x) * _workers(axis_name))
+    _need(k, len(x) * workers(axis_name))
     if estimator == "wkl" and x.shape[1] + (y.shape[1] if num_classes is None else 0) <= 4:
         estimator, k = "kl", 1  # whose program serves: all weights are (1, 0, ...)
     value = _information(x, y, estimator, k, num_classes, axis_name)
@@ -576,7 +547,7 @@ def _information(x, y, estimator, k, num_classes, axis_name) -> Array:
             degenerate = (both.rank < whole.rank + other.rank)[0]
     value = jnp.where(degenerate, jnp.inf, jnp.where(jnp.isinf(value), jnp.nan, value))
     # A comparison with NaN hides it: what is not finite gives NaN.
-    return value + _total(jnp.sum(0 * x, 1) + jnp.sum(0.0 * y, -1), axis_name)
+    return value + summed(jnp.sum(0 * x, 1) + jnp.sum(0.0 * y, -1), axis_name)
 
 
 def _entropies(
@@ -585,7 +556,7 @@ def _entropies(
     """Of whitened samples, each part's."""
     if estimator == "kde":
         joint = parts[-1]
-        total = len(joint.points) * _workers(axis_name)
+        total = len(joint.points) * workers(axis_name)
         narrowest = jnp.ones((), joint.points.dtype)
         bandwidths = _bandwidth(joint, narrowest, total, axis_name)[None]
         return [_kernel_entropies(part, bandwidths, axis_name)[0] for part in parts]
@@ -603,7 +574,7 @@ def _kde_of_classes(whole: _Samples, parts: _Samples, axis_name: str | None) -> 
     geometric = jnp.exp(parts.log_det / d)  # mean width of a class
     narrowest = jnp.min(jnp.where((parts.number > 1) & (geometric > 0), geometric, 1))
     unwhitened = parts._replace(points=whole.points, rank=0 * parts.rank + whole.rank)
-    total = len(whole.points) * _workers(axis_name)
+    total = len(whole.points) * workers(axis_name)
     bandwidths = _bandwidth(unwhitened, narrowest, total, axis_name)[None]
     h = _kernel_entropies(whole, bandwidths, axis_name)[0, 0]
     each = _kernel_entropies(unwhitened, bandwidths, axis_name)[0]
@@ -617,7 +588,7 @@ def _psi(total: int, dtype: Any) -> Array:
 
 
 def _ksg(x: Array, y: Array, k: int, axis_name: str | None) -> Array:
-    everyone = _gathered((x, y), axis_name)
+    everyone = gathered((x, y), axis_name)
     total = len(everyone[0])
     psi = _psi(total, x.dtype)
 
@@ -634,7 +605,7 @@ def _ksg(x: Array, y: Array, k: int, axis_name: str | None) -> Array:
 
 
 def _ross(x: Array, labels: Array, k: int, classes: int, axis_name: str | None) -> Array:
-    everyone = _gathered((x, labels), axis_name)
+    everyone = gathered((x, labels), axis_name)
     total = len(everyone[0])
     number, psi = jnp.bincount(everyone[1], length=classes), _psi(total, x.dtype)
 
@@ -651,5 +622,5 @@ def _ross(x: Array, labels: Array, k: int, classes: int, axis_name: str | None) 
 
 def _from_sums(sums: Float[Array, "n 2"], psi: Array, k: int, axis_name: str | None) -> Array:
     """psi(k) + psi(N) - the mean; NaN where k others coincide with more than a few samples."""
-    mean, coincide = _total(sums, axis_name) / len(psi)
+    mean, coincide = summed(sums, axis_name) / len(psi)
     return jnp.where(coincide > _BY_CHANCE, jnp.nan, psi[k - 1] + psi[-1] - mean)

@@ -26,7 +26,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from rlib import nn, optim
-from rlib.information import kernels
+from rlib.information.rows import matrices
 from rlib.training import descend
 
 Scores = Float[Array, "b b"]
@@ -246,7 +246,7 @@ def fit_critic(
     """
     if bound not in BOUNDS:
         raise ValueError(f"bound={bound!r}: choose from {', '.join(BOUNDS)}")
-    x, y = (v.astype(jnp.float32) for v in kernels._samples("fit_critic", x=x, y=y))
+    x, y = (v.astype(jnp.float32) for v in matrices("fit_critic", x=x, y=y))
     if len(x) != len(y):
         raise ValueError(f"{len(x)} samples of X and {len(y)} of Y do not make pairs")
     learnt = len(x) - int(len(x) * held_out)

@@ -10,7 +10,7 @@ from jax import test_util
 from jax.sharding import PartitionSpec as P
 from scipy import special, stats
 
-from rlib.information import gaussian, gaussian_information, kolchinsky_bound, normal_log_density
+from rlib.information import gaussian_information, kolchinsky_bound, normal_log_density, rows
 from rlib.parallel import make_mesh
 
 ESTIMATORS = ("mc", "jensen")
@@ -236,8 +236,8 @@ def test_half_precision_is_computed_in_float32():
 
 def test_blocks_are_the_whole(monkeypatch):
     args = case()
-    monkeypatch.setattr(gaussian, "BLOCKED_ABOVE", 15)
-    monkeypatch.setattr(gaussian, "PAIRS_AT_ONCE", 50)  # three samples a block, one in the last
+    monkeypatch.setattr(rows, "BLOCKED_ABOVE", 15)
+    monkeypatch.setattr(rows, "PAIRS_AT_ONCE", 50)  # three samples a block, one in the last
     for blocked, expected in zip(with_gradient()(*args), whole(*args), strict=True):
         np.testing.assert_allclose(blocked, expected, rtol=1e-4, atol=1e-5)
 

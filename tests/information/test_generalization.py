@@ -13,11 +13,11 @@ from rlib.information import (
     combined_score,
     correlation_interval,
     feature_information,
-    gaussian,
     gaussian_information,
     generalization_bound,
     generalization_correlation,
     parameter_information,
+    rows,
 )
 from rlib.optim import SwagState
 
@@ -85,8 +85,8 @@ def test_the_official_features_are_off_by_the_missing_coordinates():
 def test_features_are_compared_in_blocks(monkeypatch):
     f = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     expected = of_features(f, 0.7, jax.random.key(1))[0]
-    monkeypatch.setattr(gaussian, "BLOCKED_ABOVE", 5)
-    monkeypatch.setattr(gaussian, "PAIRS_AT_ONCE", 24)  # four samples a block, two in the last
+    monkeypatch.setattr(rows, "BLOCKED_ABOVE", 5)
+    monkeypatch.setattr(rows, "PAIRS_AT_ONCE", 24)  # four samples a block, two in the last
     found = jax.jit(feature_information)(f, f, 0.7, jax.random.key(1))
     assert found == pytest.approx(float(expected), rel=1e-5)
 
