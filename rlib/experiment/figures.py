@@ -14,6 +14,7 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 import matplotlib as mpl  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -90,6 +91,7 @@ def draw_split(axes: Axes, parts: Sequence[np.ndarray], labels: np.ndarray, titl
     area = 160 * counts[client, label] / max(counts.max(), 1)
     axes.set(title=title, xlabel="client", ylabel="label", xlim=(-1, len(parts)))
     axes.set_yticks(range(len(names)), [str(name) for name in names])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes.scatter(client, label, s=area, color=COLOURS[0], alpha=0.8, linewidths=0)
 
 
