@@ -35,6 +35,7 @@ from rlib.experiment import (
     start,
     styled,
 )
+from rlib.information import plane
 
 LOSS = "I(X;T), final minus peak (bits)"
 FINAL_X, FINAL_Y = "I(X;T), final (bits)", "I(T;Y), final (bits)"
@@ -62,7 +63,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     trainings = {arm: _training(config, arm) for arm in arms}
     seeds = {arm: len(run.seeds(config.arms[arm])) for arm in arms}
     run.plan(_costs(run, config, arms))
-    mesh, (_, labels) = run.mesh(config), information.icosahedral_rule()
+    mesh, (_, labels) = run.mesh(config), plane.icosahedral_rule()
     trained = {
         arm: run.cached(
             f"train/{arm}/{seeds[arm]}", lambda a=arm: _train(config, run, a, seeds[a], mesh)
@@ -73,7 +74,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     def estimate(arm: str, ranges: Any, estimator: Any, params: Any = None) -> Values:
         params = trained[arm]["params"] if params is None else params
         begun = time.perf_counter()
-        points = information.information_trajectory(
+        points = plane.information_trajectory(
             trainings[arm], labels, params, ranges, estimator, mesh=mesh
         )
         return {"points": points, "seconds": time.perf_counter() - begun}
@@ -83,10 +84,10 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
     for arm in arms:
         planes[arm] = {}
         for policy, bins in config.arms[arm].views:
-            ranges = information.bin_ranges(trained[arm]["ranges"], policy)
+            ranges = plane.bin_ranges(trained[arm]["ranges"], policy)
             result = run.cached(
                 f"plane/{arm}/{policy}-{bins}/{seeds[arm]}",
-                lambda a=arm, r=ranges, b=bins: estimate(a, r, information.binned(b)),
+                lambda a=arm, r=ranges, b=bins: estimate(a, r, plane.binned(b)),
             )
             planes[arm][f"{policy} {bins}"] = result["points"]
             whole.setdefault(arm, float(trained[arm]["seconds"] + result["seconds"]))
@@ -96,7 +97,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
         few = len(run.seeds(config.noise))
         params = trained[arm]["params"][:few, chosen]
         ranges = trained[arm]["ranges"][:few, chosen]
-        estimator = information.noisy(config.noise.variance)
+        estimator = plane.noisy(config.noise.variance)
         noisy[arm] = run.cached(
             f"noise/{arm}/{few}",
             lambda a=arm, r=ranges, p=params, e=estimator: estimate(a, r, e, p),
@@ -127,17 +128,15 @@ def _place(arm: str) -> int:
     return list(TITLES).index(arm) if arm in TITLES else len(TITLES)
 
 
-def _training(config: ConfigDict, arm: str) -> information.PlaneTraining:
+def _training(config: ConfigDict, arm: str) -> plane.Training:
     options = config.arms[arm]
     fields = ("activation", "optimizer", "learning_rate", "batch", "train_fraction")
     try:
         for policy, bins in options.views:
-            information.bin_ranges(np.zeros((1, 1, 1, 2)), policy)
+            plane.bin_ranges(np.zeros((1, 1, 1, 2)), policy)
             information.bin_codes(np.zeros(1), bins)
-        information.snapshot_epochs(options.epochs, config.snapshots)
-        return information.PlaneTraining(
-            tuple(options.hidden), **{field: options[field] for field in fields}
-        )
+        plane.snapshot_epochs(options.epochs, config.snapshots)
+        return plane.Training(tuple(options.hidden), **{field: options[field] for field in fields})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--config.arms.{arm}: {error}") from error
 
@@ -184,32 +183,32 @@ def _chosen(count: int, of: int) -> np.ndarray:
 
 def _train(config: ConfigDict, run: Run, arm: str, seeds: int, mesh: Any) -> Values:
     begun = time.perf_counter()
-    training, (_, labels) = _training(config, arm), information.icosahedral_rule()
+    training, (_, labels) = _training(config, arm), plane.icosahedral_rule()
     # Seeds are the same in all arms: equal first weights, wherever the first widths agree.
     keys = jax.numpy.stack([named_key(seed, "plane") for seed in range(seeds)])
-    trajectory = information.record_trajectory(
+    trajectory = plane.record_trajectory(
         training,
         labels,
-        information.snapshot_epochs(config.arms[arm].epochs, config.snapshots),
+        plane.snapshot_epochs(config.arms[arm].epochs, config.snapshots),
         keys,
         mesh=mesh,
         on_chunk=lambda _: run.check(),
     )
-    ranges = information.output_ranges(training, trajectory.params, mesh=mesh)
+    ranges = plane.output_ranges(training, trajectory.params, mesh=mesh)
     seconds = time.perf_counter() - begun
     return {
         **trajectory._asdict(),
-        "accuracy": information.accuracies(training, labels, trajectory, mesh=mesh),
+        "accuracy": plane.accuracies(training, labels, trajectory, mesh=mesh),
         "ranges": ranges,
-        "phases": information.gradient_phases(training, trajectory, mesh=mesh),
+        "phases": plane.gradient_phases(training, trajectory, mesh=mesh),
         "seconds": seconds,  # compilation included
     }
 
 
 def _bound(config: ConfigDict) -> Values:
     """The bottleneck's bound for the soft rule; inputs of one level are one input to it."""
-    levels = information.icosahedral_levels()
-    soft = information.soft_labels(levels, config.bound.information)
+    levels = plane.icosahedral_levels()
+    soft = plane.soft_labels(levels, config.bound.information)
     _, first, count = np.unique(levels, return_index=True, return_counts=True)
     betas = np.geomspace(1.01, 1000, config.bound.betas)
     joint = soft[first] * count[:, None] / len(levels)
@@ -223,17 +222,17 @@ def _bound(config: ConfigDict) -> Values:
 def _fits(config: ConfigDict, training: Any, trained: Values, arm: str, seeds: int) -> Values:
     """`layer_beta` of binned layers at first, halfway and last, (seeds, 3, layers, 4)."""
     policy, bins = config.arms[arm].views[0]
-    soft = information.soft_labels(information.icosahedral_levels(), config.bound.information)
+    soft = plane.soft_labels(plane.icosahedral_levels(), config.bound.information)
     few, chosen = slice(seeds), _chosen(3, trained["params"].shape[1])
 
     def cells(outputs: Any, _: Any, low: Any, high: Any) -> Any:
         return information.hash_rows(information.bin_codes(outputs, bins, low, high))
 
-    found = information.information_trajectory(
+    found = plane.information_trajectory(
         training,
         np.zeros(len(soft)),
         trained["params"][few, chosen],
-        information.bin_ranges(trained["ranges"], policy)[few, chosen],
+        plane.bin_ranges(trained["ranges"], policy)[few, chosen],
         cells,
     )
     fits = [information.layer_beta(t, soft) for t in found.reshape(-1, len(soft))]
@@ -243,8 +242,8 @@ def _fits(config: ConfigDict, training: Any, trained: Values, arm: str, seeds: i
 def _speed(config: ConfigDict, seeds: int, mesh: Any) -> Values:
     """Seconds for 1000 epochs of all seeds: all in one program, and a loop of jitted steps."""
     options = config.speed
-    training, (_, labels) = _training(config, "tanh"), information.icosahedral_rule()
-    init, step = information.plane_step(training)  # the loop has the same fast step
+    training, (_, labels) = _training(config, "tanh"), plane.icosahedral_rule()
+    init, step = plane.make_step(training)  # the loop has the same fast step
     step = jax.jit(step)
     keys = jax.numpy.stack([named_key(seed, "speed") for seed in range(seeds)])
     words = np.arange(4096, dtype=np.uint32) | (labels.astype(np.uint32) << 12)
@@ -255,7 +254,7 @@ def _speed(config: ConfigDict, seeds: int, mesh: Any) -> Values:
 
     def looped() -> float:
         """One seed; the others would take as long."""
-        state = init(information.init_network(keys[0], training.widths))
+        state = init(plane.init_network(keys[0], training.widths))
         state = jax.block_until_ready(step(state, words[: training.batch]))
         begun = time.perf_counter()
         for _ in range(options.epochs):
@@ -270,7 +269,7 @@ def _speed(config: ConfigDict, seeds: int, mesh: Any) -> Values:
         loop.append(looped())
         times.append(time.perf_counter())
 
-    information.record_trajectory(
+    plane.record_trajectory(
         training, labels, stops, keys, mesh=mesh, chunk=options.epochs, on_chunk=note
     )
     together = [b - a for a, b in zip(times[1::2], times[2::2], strict=False)]
@@ -556,7 +555,7 @@ def _draw_planes(run: Run, config: ConfigDict, trained, planes) -> None:
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
     figure, axes = panels(rows, columns, size=(3.1, 2.7), sharex=True, sharey=True)
-    share = information.icosahedral_rule()[1].mean()
+    share = plane.icosahedral_rule()[1].mean()
     most = -share * np.log2(share) - (1 - share) * np.log2(1 - share)  # H(Y)
     arrays = {}
     for axis, arm in zip(axes.flat, arms, strict=False):

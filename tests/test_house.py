@@ -90,12 +90,19 @@ def wants_example(value):
     return inspect.isfunction(inspect.unwrap(value)) if callable(value) else False
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_public_names_have_an_example_that_runs(room):
-    face = importlib.import_module(f"rlib.{room}")
-    missing = set()
+def public(face):
+    """Names and values, also those of its modules that say what is public."""
     for name in face.__all__:
         value = getattr(face, name)
+        yield name, value
+        if hasattr(value, "__all__"):
+            yield from public(value)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_have_an_example_that_runs(room):
+    missing = set()
+    for name, value in public(importlib.import_module(f"rlib.{room}")):
         text = value.__doc__ or ""
         if wants_example(value) and (">>>" not in text or "+SKIP" in text):
             missing.add(f"{room}.{name}")

@@ -53,6 +53,30 @@ from rlib.information.discrete import (
 )
 from rlib.parallel import map_over_mesh
 
+__all__ = [
+    "Training",
+    "Trajectory",
+    "accuracies",
+    "bin_ranges",
+    "binned",
+    "cross_entropy",
+    "gradient_phases",
+    "gradient_snr",
+    "icosahedral_levels",
+    "icosahedral_rule",
+    "information_trajectory",
+    "init_network",
+    "layer_outputs",
+    "make_step",
+    "noisy",
+    "output_ranges",
+    "patterns",
+    "record_trajectory",
+    "snapshot_epochs",
+    "soft_labels",
+    "split_layers",
+]
+
 RangePolicy = Literal["fixed", "global", "local"]
 #: (outputs (rows, units), labels (rows,), low, high) -> values, such as (I(X;T), I(T;Y)).
 Estimator = Callable[[Array, Array, Array, Array], Array]
@@ -153,7 +177,7 @@ def soft_labels(
 
 
 @dataclasses.dataclass(frozen=True)
-class PlaneTraining:
+class Training:
     """A network and how it is trained. Inputs are bits, two softmax outputs the classes.
 
     Fields:
@@ -169,7 +193,7 @@ class PlaneTraining:
     Raises:
         ValueError: a field that is not as described.
 
-    >>> PlaneTraining().widths, PlaneTraining().steps_per_epoch
+    >>> Training().widths, Training().steps_per_epoch
     ((12, 10, 7, 5, 4, 3, 2), 13)
     """
 
@@ -277,13 +301,13 @@ def _unpack(words: UInt[Array, " n"], bits: int) -> tuple[Array, Array]:
     return x.astype(jnp.float32), (words >> bits) & 1
 
 
-def plane_loss(
-    training: PlaneTraining, params: Float[Array, " params"], words: UInt[Array, " n"]
+def cross_entropy(
+    training: Training, params: Float[Array, " params"], words: UInt[Array, " n"]
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats over samples given as words: pattern, and label << bits.
 
-    >>> training = PlaneTraining(hidden=(1,), bits=1, batch=1)
-    >>> float(plane_loss(training, jnp.zeros(6), jnp.array([0b00, 0b11], jnp.uint32)))  # log 2
+    >>> training = Training(hidden=(1,), bits=1, batch=1)
+    >>> float(cross_entropy(training, jnp.zeros(6), jnp.array([0b00, 0b11], jnp.uint32)))  # log 2
     0.693147...
     """
     x, y = _unpack(words, training.bits)
@@ -293,18 +317,18 @@ def plane_loss(
     return -jnp.mean(jnp.where(y == 1, log_p[1], log_p[0]))
 
 
-def plane_step(
-    training: PlaneTraining,
+def make_step(
+    training: Training,
 ) -> tuple[Callable[[Array], Any], Callable[[Any, Array], Any]]:
     """(init, step) of the optimiser: params -> state, and (state, words of a batch) -> state.
 
-    >>> training = PlaneTraining((1,), bits=1, batch=1, optimizer="sgd", learning_rate=1.0)
-    >>> init, step = plane_step(training)
+    >>> training = Training((1,), bits=1, batch=1, optimizer="sgd", learning_rate=1.0)
+    >>> init, step = make_step(training)
     >>> jax.jit(step)(init(jnp.zeros(6)), jnp.array([0b11], jnp.uint32))[0]  # biases of the logits
     Array([ 0. ,  0. ,  0. ,  0. , -0.5,  0.5], dtype=float32)
     """
     optimizer = _OPTIMIZERS[training.optimizer](training.learning_rate)
-    gradient = jax.grad(functools.partial(plane_loss, training))
+    gradient = jax.grad(functools.partial(cross_entropy, training))
 
     def init(params: Array) -> Any:
         return params, optimizer.init(params)
@@ -360,9 +384,9 @@ def _moves(key: Key[Array, ""], size: int) -> UInt[Array, " size"]:
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(training: PlaneTraining, mesh: Mesh | None) -> tuple[Callable, Callable]:
+def _programs(training: Training, mesh: Mesh | None) -> tuple[Callable, Callable]:
     """(begin, advance) for all seeds: keys, table -> words, state; some epochs from a state."""
-    init, step = plane_step(training)
+    init, step = make_step(training)
     steps, batch, size = training.steps_per_epoch, training.batch, training.train_size
 
     def begin(key_data: Array, table: Array) -> tuple[Array, Any]:
@@ -396,7 +420,7 @@ def _checked(labels: Int[np.ndarray, " patterns"], n: int) -> UInt[np.ndarray, "
 
 
 def record_trajectory(
-    training: PlaneTraining,
+    training: Training,
     labels: Int[np.ndarray, " patterns"],
     epochs: Sequence[int] | np.ndarray,
     keys: Key[Array, " seeds"],
@@ -423,7 +447,7 @@ def record_trajectory(
     Raises:
         ValueError: labels or epochs are not as described, or some weights are no longer finite.
 
-    >>> training = PlaneTraining(hidden=(3,), bits=4, batch=4)
+    >>> training = Training(hidden=(3,), bits=4, batch=4)
     >>> keys = jax.random.split(jax.random.key(0), 2)
     >>> record_trajectory(training, np.arange(16) % 2, [0, 2], keys).params.shape
     (2, 2, 23)
@@ -458,7 +482,7 @@ def record_trajectory(
 
 
 def _by_snapshot(
-    training: PlaneTraining, function: Callable, mesh: Mesh | None, shared: int = 0
+    training: Training, function: Callable, mesh: Mesh | None, shared: int = 0
 ) -> Callable[..., np.ndarray]:
     """Program of function(outputs of all layers (rows, units), others) for seeds and snapshots.
 
@@ -512,11 +536,11 @@ def _hits(outputs: list[Array], seen: Array, labels: Array) -> Array:
 
 
 def output_ranges(
-    training: PlaneTraining, params: np.ndarray, *, mesh: Mesh | None = None
+    training: Training, params: np.ndarray, *, mesh: Mesh | None = None
 ) -> Float[np.ndarray, "seeds snapshots layers 2"]:
     """(smallest, largest) output of each layer over all patterns.
 
-    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1)
+    >>> training = Training((1,), bits=1, activation="linear", batch=1)
     >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # t = 2 x - 1
     >>> output_ranges(training, params)[0, 0, 0].tolist()
     [-1.0, 1.0]
@@ -592,7 +616,7 @@ def noisy(noise_var: float) -> Estimator:
 
 
 def information_trajectory(
-    training: PlaneTraining,
+    training: Training,
     labels: Int[np.ndarray, " patterns"],
     params: Float[np.ndarray, "seeds snapshots params"],
     ranges: Float[np.ndarray, "seeds snapshots layers 2"],
@@ -610,7 +634,7 @@ def information_trajectory(
     Raises:
         ValueError: labels that are not 0 or 1 for each pattern.
 
-    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1)
+    >>> training = Training((1,), bits=1, activation="linear", batch=1)
     >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # t = 2 x - 1
     >>> ranges = bin_ranges(output_ranges(training, params), "fixed")
     >>> information_trajectory(training, np.array([0, 1]), params, ranges)[0, 0, 0].tolist()
@@ -622,7 +646,7 @@ def information_trajectory(
 
 
 def accuracies(
-    training: PlaneTraining,
+    training: Training,
     labels: Int[np.ndarray, " patterns"],
     trajectory: Trajectory,
     *,
@@ -633,7 +657,7 @@ def accuracies(
     Raises:
         ValueError: labels that are not 0 or 1 for each pattern.
 
-    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1)
+    >>> training = Training((1,), bits=1, activation="linear", batch=1)
     >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # says: class x
     >>> trajectory = Trajectory(np.array([0]), params, np.array([[0]], np.uint32))  # saw x = 0
     >>> accuracies(training, np.array([0, 0]), trajectory).tolist()
@@ -691,11 +715,11 @@ def gradient_snr(loss_fn: Callable[[Any, Any], Array], params: Any, batches: Any
 
 
 def gradient_phases(
-    training: PlaneTraining, trajectory: Trajectory, *, mesh: Mesh | None = None
+    training: Training, trajectory: Trajectory, *, mesh: Mesh | None = None
 ) -> Float[np.ndarray, "seeds snapshots layers 3"]:
     """`gradient_snr` (mean, std, snr) of each layer's kernel, over one epoch of mini-batches.
 
-    >>> training = PlaneTraining((1,), bits=1, activation="linear", batch=1, train_fraction=1.0)
+    >>> training = Training((1,), bits=1, activation="linear", batch=1, train_fraction=1.0)
     >>> params = np.array([[[2.0, -1.0, 0.0, 1.0, 0.0, 0.0]]], np.float32)  # t = 2 x - 1
     >>> trajectory = Trajectory(np.array([0]), params, np.array([[0b00, 0b01]], np.uint32))
     >>> round(float(gradient_phases(training, trajectory)[0, 0, 1, 2]), 4)  # tanh(1/2)
@@ -705,12 +729,12 @@ def gradient_phases(
 
 
 @functools.lru_cache(maxsize=16)
-def _phases(training: PlaneTraining, mesh: Mesh | None) -> Callable:
+def _phases(training: Training, mesh: Mesh | None) -> Callable:
     widths, steps, batch = training.widths, training.steps_per_epoch, training.batch
 
     def loss(layers: list[tuple[Array, Array]], words: Array) -> Array:
         flat = jnp.concatenate([part.reshape(-1) for layer in layers for part in layer])
-        return plane_loss(training, flat, words)
+        return cross_entropy(training, flat, words)
 
     def of_seed(params: Array, words: Array) -> Array:
         batches = words[: steps * batch].reshape(steps, batch)
