@@ -183,7 +183,7 @@ class Run:
             self._progress.part(unit, step / steps)
             due = time.monotonic() - saved > self.checkpoint_seconds and step < steps
             stop = self._agree(self._stop or 0)
-            if self._has_files and (self._agree(int(due)) or stop):
+            if self._agree_on_files() and (self._agree(int(due)) or stop):
                 checkpoints = checkpoints or self._checkpoints(unit, make=True)
                 assert checkpoints is not None
                 if self._log is not None:
@@ -288,8 +288,8 @@ class Run:
 
     # Inside
 
-    @property
-    def _has_files(self) -> bool:
+    def _agree_on_files(self) -> bool:
+        """Whether a process has a work directory; all must ask."""
         return bool(self._agree(int(self._workdir is not None)))
 
     def _selection(self) -> dict[str, Any]:
@@ -325,7 +325,7 @@ class Run:
 
     def _checkpoints(self, unit: str, make: bool = False) -> Any:
         """The unit's checkpoints, or None where there are none and none are to be made."""
-        if not self._has_files:
+        if not self._agree_on_files():
             return None
         name = str(self._workdir.path / "checkpoints" / unit) if self._workdir is not None else ""
         name = self._broadcast(name.encode()).decode()
