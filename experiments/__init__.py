@@ -82,4 +82,18 @@ METHODS = (
         code="rlib/data/mixtures.py",
         claim="rare domains over-sampled at first and then left at their share",
     ),
+    Method(
+        name="fedhyper",
+        title="FedHyper",
+        arxiv="2310.03156",
+        code="rlib/optim/fedhyper.py",
+        claim="rates of server and clients that repair themselves when badly chosen",
+    ),
+    Method(
+        name="fedspeed",
+        title="FedSpeed",
+        arxiv="2302.10429",
+        code="rlib/federated/fedspeed.py",
+        claim="clients that neither drift nor over-fit, so longer local phases and fewer rounds",
+    ),
 )
