@@ -267,6 +267,7 @@ def make_rounds(
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
         p = held.sizes.astype(jnp.float32) if given_weights is None else given_weights
         ident, there = _draw(keys[0], clients, drawn, replace, available, state.step)
+        reached = jnp.sum(there)
         there &= jax.random.uniform(keys[1], (drawn,)) >= dropout
         size = min(at_once or _at_once(params, drawn, mesh), -(-drawn // shards))
         padding = -drawn % (size * shards)
@@ -313,7 +314,7 @@ def make_rounds(
             "clients": sums.count,
             "nonfinite": sums.nonfinite,
             "bytes_up": reported * _bytes(up, message_of(params, server)),
-            "bytes_down": drawn * jnp.float32(_bytes(down, sends)),
+            "bytes_down": reached.astype(jnp.float32) * _bytes(down, sends),
         }
         opt_state = FederatedState(keep(new_server, server), *kept)
         state = state._replace(

@@ -180,6 +180,7 @@ def test_who_is_not_available_is_not_drawn(digits):
     assert history["clients"].tolist() == [4, 4, 4]
     touched = np.abs(state.opt_state.clients["b"]).max(axis=1) > 0
     np.testing.assert_array_equal(touched, np.arange(N) < 4)
+    assert history["bytes_down"][0] == 4 * (3 * 4 * 650 + 4)  # x, g, c, a weight
     nobody = lambda key, round: jnp.zeros(N, bool)
     state, history = after(ALGORITHMS["scaffold_m"], digits, 2, available=nobody)
     assert history["clients"].tolist() == [0, 0]
