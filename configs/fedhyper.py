@@ -26,7 +26,7 @@ METHODS = (
     "gm",
 )
 BASE = {
-    "expected": "about 4 minutes and 1 GB of memory on two CPU cores",
+    "expected": "about 5 minutes and 1 GB of memory on two CPU cores",
     "seeds": 10,
     "mesh": {"data": -1},
     "dataset": "digits",

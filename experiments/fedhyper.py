@@ -584,11 +584,11 @@ class Study:
             f"{number} a method, on {config.tuning.draws} draws of their own: "
             f"{'; '.join(chosen)}. The second number also holds for all of beta_0.",
             f"A run that does not get there counts {config.rounds + 1} rounds.",
-            f"Bounds are relative to the first rates: alpha 3, beta {config.gamma:g}, where not "
-            "told. Those of G and of the others' beta are varied.",
+            f"Bounds are relative to the first rates: 3 for alpha and {config.gamma:g} for beta, "
+            "but where bounds vary: there G's is that of alpha, the others' that of beta.",
             "Official: the released code's rule, bounds, weight and momentum; its SL resets the "
-            "rate in every round. Adam's step is bias-corrected, which the published FedAdam's is "
-            "not.",
+            "rate in every round. He weights: the first matrices times the root of 6. Adam's step "
+            "is bias-corrected, which the published FedAdam's is not.",
             f"Times: all rounds as one compiled call, the quickest of {config.turns} turns; values "
             "are repeats.",
         ]
