@@ -96,4 +96,11 @@ METHODS = (
         code="rlib/federated/fedspeed.py",
         claim="clients that neither drift nor over-fit, so longer local phases and fewer rounds",
     ),
+    Method(
+        name="momentum_fl",
+        title="momentum FedAvg and SCAFFOLD",
+        arxiv="2306.16504",
+        code="rlib/federated/momentum_fl.py",
+        claim="the last round's direction in every local step, against the drift of unlike clients",
+    ),
 )
