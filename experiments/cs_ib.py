@@ -31,6 +31,7 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
+    capped,
     choose,
     judge,
     legend,
@@ -603,51 +604,45 @@ def _costs(run: Run, config: ConfigDict, methods: Sequence[str], seeds: int) -> 
 # The report
 
 
-def _finite(values: Iterable[float]) -> list[float]:
-    """A fit that left the range of float32 counts as its largest number."""
-    largest = float(np.finfo(np.float32).max)
-    return [float(v) if np.isfinite(v) else largest for v in np.ravel(np.asarray(values))]
-
-
 def _rows(config, friedman, plane, widths, on_tables, estimators) -> list[Row]:
     rows = []
     for condition, results in friedman.items():
         for method, found in results.items():
-            rows.append(Row(method, condition, RMSE, _finite(found["rmse"])))
-            rows.append(Row(method, condition, COMPRESSION, _finite(found["compression"])))
+            rows.append(Row(method, condition, RMSE, capped(found["rmse"])))
+            rows.append(Row(method, condition, COMPRESSION, capped(found["compression"])))
             for i, epsilon in enumerate(config.attacks.fgsm):
                 group = f"{condition}, FGSM {epsilon:g}"
-                rows.append(Row(method, group, ATTACKED, _finite(found["fgsm"][:, i])))
+                rows.append(Row(method, group, ATTACKED, capped(found["fgsm"][:, i])))
             group = f"{condition}, PGD {config.attacks.pgd:g}"
-            rows.append(Row(method, group, ATTACKED, _finite(found["pgd"])))
+            rows.append(Row(method, group, ATTACKED, capped(found["pgd"])))
     for condition, results in plane.items():
         for method, found in results.items():
             for i, beta in enumerate(config.plane.betas):
                 for key, title in (("compression", "nI_CS(x; t)"), ("rmse", "test RMSE")):
                     metric = f"Information plane, {condition}: {title} by beta"
-                    rows.append(Row(method, f"{beta:g}", metric, _finite(found[key][i])))
+                    rows.append(Row(method, f"{beta:g}", metric, capped(found[key][i])))
     for name, by_condition in widths.items():
         for condition, results in by_condition.items():
             for i, factor in enumerate(config.widths.factors):
                 metric = f"CS-IB, effect of {_width_title(name)}: test RMSE by factor"
-                values = _finite(results[config.widths.method]["rmse"][i])
+                values = capped(results[config.widths.method]["rmse"][i])
                 rows.append(Row(condition, f"{factor:g}", metric, values))
     for condition in CONDITIONS:
         for name, by_condition in on_tables.items():
             for method, found in by_condition[condition].items():
                 metric = f"Tables, {condition}: test RMSE (sd of the clean training labels)"
-                rows.append(Row(method, name, metric, _finite(found["rmse"])))
+                rows.append(Row(method, name, metric, capped(found["rmse"])))
     for name in ("D_CS", "I_CS"):
         for n, bias in zip(config.estimators.samples, estimators[name], strict=True):
             metric = "Estimators: value minus its limit (nats), by number of samples"
-            rows.append(Row(name, f"{n}", metric, _finite(bias)))
+            rows.append(Row(name, f"{n}", metric, capped(bias)))
     if "seconds" in estimators:
         n, large = config.estimators.timed, config.estimators.large
         metric = "cs_divergence, 10 features: seconds"
         whole, blocked = estimators["seconds"]
-        rows.append(Row("whole", f"N={n}", metric, _finite(whole)))
-        rows.append(Row("blocked", f"N={n}", metric, _finite(blocked)))
-        rows.append(Row("blocked", f"N={large}", metric, _finite(estimators["large seconds"])))
+        rows.append(Row("whole", f"N={n}", metric, capped(whole)))
+        rows.append(Row("blocked", f"N={n}", metric, capped(blocked)))
+        rows.append(Row("blocked", f"N={large}", metric, capped(estimators["large seconds"])))
         metric = "cs_divergence, 10 features: temporary memory (MB)"
         sizes = estimators["bytes"] / 1e6
         rows.append(Row("whole", f"N={n}", metric, [float(sizes[0])]))
@@ -661,7 +656,7 @@ def _width_title(name: str) -> str:
 
 
 def _log_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.log(np.asarray(_finite(a))) - np.log(np.asarray(_finite(b)))
+    return np.log(capped(a)) - np.log(capped(b))
 
 
 def _claims(config, friedman, plane, on_tables, estimators) -> list[Claim]:
@@ -675,7 +670,7 @@ def _claims(config, friedman, plane, on_tables, estimators) -> list[Claim]:
         others = ["mse", "huber", "mse-ib"]
         rivals = {m: results[m] for m in (*STOCHASTIC, "hsic") if m in results}
         if rivals:
-            others.append(min(rivals, key=lambda m: float(np.mean(_finite(rivals[m]["rmse"])))))
+            others.append(min(rivals, key=lambda m: float(np.mean(capped(rivals[m]["rmse"])))))
         for metric, title in (("rmse", "test RMSE"), ("pgd", "test RMSE under PGD")):
             for other in others:
                 role = ", the best of VIB, the NIBs and HSIC" if other in rivals else ""

@@ -8,7 +8,7 @@ tuned on a draw of their own. EF21 with momentum (EF21-SGDM) and plain SGD stand
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
+    capped,
     choose,
     judge,
     legend,
@@ -416,29 +417,23 @@ def _rows(config, quiet, noisy, gains, learned) -> list[Row]:
         for zeta, distances in by_zeta.items():
             for gamma, last in zip(options.gammas, distances[:, :, -1], strict=True):
                 title = f"{QUIET} (heterogeneity {zeta})"
-                rows.append(Row(method, f"{gamma:g}", title, _finite(last)))
+                rows.append(Row(method, f"{gamma:g}", title, capped(last)))
     for method, found in noisy.items():
         for n in options.many_workers:
-            values = _finite(_floor(config, found, n, max(options.noise)))
+            values = capped(_floor(config, found, n, max(options.noise)))
             rows.append(Row(method, f"n={n}", f"{NOISY} (noise {max(options.noise):g})", values))
     if gains is not None:
         for multiple, last in zip(options.gains, gains["last"], strict=True):
             title = "EControl by gain: squared distance to the optimum"
-            rows.append(Row("econtrol", f"{multiple:g} delta", title, _finite(last)))
+            rows.append(Row("econtrol", f"{multiple:g} delta", title, capped(last)))
     for name, results in learned.items():
         for method, result in results.items():
             table = f"{name}, step sizes tuned"
-            rows.append(Row(method, "training loss", table, _finite(result["loss"][:, -1])))
-            rows.append(Row(method, "test accuracy", table, _finite(result["accuracy"][:, -1])))
+            rows.append(Row(method, "training loss", table, capped(result["loss"][:, -1])))
+            rows.append(Row(method, "test accuracy", table, capped(result["accuracy"][:, -1])))
             sent = [float(result["bytes"])]
             rows.append(Row(method, "bytes a worker sends in a round", table, sent))
     return rows
-
-
-def _finite(values: Iterable[float]) -> list[float]:
-    """A run that left the range of float32 counts as its largest number."""
-    largest = float(np.finfo(np.float32).max)
-    return [float(v) if np.isfinite(v) else largest for v in values]
 
 
 def _floor(config: ConfigDict, found: Values, n: int, noise: float) -> np.ndarray:
@@ -509,7 +504,7 @@ def _claims(config, quiet, noisy, gains, learned) -> list[Claim]:
     for name, results in learned.items():
         for other in ("ec", "ef21", "ef21-sgdm"):
             if {other, "econtrol"} <= set(results):
-                a, b = (np.asarray(_finite(results[m]["loss"][:, -1])) for m in ("econtrol", other))
+                a, b = (capped(results[m]["loss"][:, -1]) for m in ("econtrol", other))
                 sentence = f"{name}: EControl's training loss is at most {other}'s, equal bytes"
                 claims.append(judge(sentence, a - b, at_most=0))
     return claims
@@ -574,7 +569,7 @@ def _draw_squares(run: Run, config: ConfigDict, quiet, noisy, gains) -> None:
     axes[0, 1].set_xticks(options.many_workers, [str(n) for n in options.many_workers])
     axes[0, 1].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     if gains is not None:
-        last = np.minimum(np.nan_to_num(gains["last"], nan=1e9, posinf=1e9), 1e9).mean(axis=1)
+        last = capped(gains["last"], 1e9).mean(axis=1)
         axes[0, 2].loglog(options.gains, last, color=_COLOURS["econtrol"], marker="o", markersize=3)
         axes[0, 2].axhline(1e9, color="#999999", linestyle=":")
         axes[0, 2].annotate("diverged", (options.gains[0], 1e9), va="bottom", fontsize=8)

@@ -466,7 +466,7 @@ def _costs(run: Run, config: ConfigDict, methods, trained) -> dict[str, float]:
 # The report
 
 
-def _finite(values: Iterable[float]) -> list[float]:
+def _clip(values: Iterable[float]) -> list[float]:
     """Infinities count as float32's largest numbers; NaN stays, and leaves a claim inconclusive."""
     largest = float(np.finfo(np.float32).max)
     return np.clip(np.asarray(values, float), -largest, largest).tolist()
@@ -484,10 +484,10 @@ def _gaussian_rows(config: ConfigDict, table) -> list[Row]:
         for cell, found in cells.items():
             values = found["estimates"]
             title = f"Gaussians: mean absolute error over I = {', '.join(f'{t:g}' for t in truth)}"
-            rows.append(Row(method, cell, f"{title} (nats)", _finite(_errors(values, truth))))
+            rows.append(Row(method, cell, f"{title} (nats)", _clip(_errors(values, truth))))
             for index in (0, len(truth) - 1):
                 title = f"Gaussians: estimate where I = {truth[index]:g} (nats)"
-                rows.append(Row(method, cell, title, _finite(values[:, index])))
+                rows.append(Row(method, cell, title, _clip(values[:, index])))
     return rows
 
 
@@ -514,7 +514,7 @@ def _picture_rows(config: ConfigDict, pictures) -> list[Row]:
                 "root mean square error (nats)": _rms(estimates, truth),
                 f"estimate where I = {truth[0]:g} (nats)": estimates[:, 0],
             }.items():
-                rows.append(Row(method, kind, f"Pictures: {title}", _finite(values)))
+                rows.append(Row(method, kind, f"Pictures: {title}", _clip(values)))
     return rows
 
 
@@ -525,17 +525,17 @@ def _path_rows(config: ConfigDict, paths) -> list[Row]:
         for method, values in found.items():
             if values.ndim < 4:
                 if method == "accuracy":
-                    end = _finite(values[:, -1])
+                    end = _clip(values[:, -1])
                     rows.append(Row("classifier", name, "Test accuracy at the end", end))
                 continue
             for index, layer in enumerate(layers):
                 to_input, to_label = values[:, :, 0, index], values[:, :, 1, index]
-                rows.append(Row(method, layer, f"{name}: I(X; L) (nats)", _finite(to_input[:, -1])))
-                rows.append(Row(method, layer, f"{name}: I(L; Y) (nats)", _finite(to_label[:, -1])))
+                rows.append(Row(method, layer, f"{name}: I(X; L) (nats)", _clip(to_input[:, -1])))
+                rows.append(Row(method, layer, f"{name}: I(L; Y) (nats)", _clip(to_label[:, -1])))
                 if "shuffled" not in method:
                     fall = to_input.max(axis=1) - to_input[:, -1]
                     title = f"{name}: I(X; L), greatest minus last (nats)"
-                    rows.append(Row(method, layer, title, _finite(fall)))
+                    rows.append(Row(method, layer, title, _clip(fall)))
     return rows
 
 
@@ -559,19 +559,15 @@ def _gaussian_claims(config: ConfigDict, table) -> list[Claim]:
                 f"Gaussians {cell}: the nearest neighbour's error is at most that of the best "
                 f"critic, {best}, tuned (nats)"
             )
-            claims.append(
-                judge(sentence, _finite(error("kl", cell) - error(best, cell)), at_most=0)
-            )
+            claims.append(judge(sentence, _clip(error("kl", cell) - error(best, cell)), at_most=0))
         if {"kl", "wkl"} <= set(table) and d > 2:
             sentence = f"Gaussians {cell}: weights do not raise the error, WKL against KL (nats)"
-            claims.append(
-                judge(sentence, _finite(error("wkl", cell) - error("kl", cell)), at_most=0)
-            )
+            claims.append(judge(sentence, _clip(error("wkl", cell) - error("kl", cell)), at_most=0))
     for bound in (b for b in ("infonce", "mine") if b in table):
         cell = _cell_name(*max(cells, key=lambda cell: (cell[1], -cell[0])))
         under = high - table[bound][cell]["estimates"][:, -1]
         sentence = f"Gaussians {cell}, I = {high:g}: {bound} is too low (nats)"
-        claims.append(judge(sentence, _finite(under), at_least=0.1))
+        claims.append(judge(sentence, _clip(under), at_least=0.1))
     return claims
 
 
@@ -588,7 +584,7 @@ def _claims_of(config: ConfigDict, kind: str, found) -> list[Claim]:
     error = {method: _rms(values, truth) for method, values in estimates.items()}
 
     def add(sentence: str, needs: Iterable[str], values: Callable[[], Any], **bound: float):
-        claims.add(f"{kind}: {sentence}", needs, lambda: _finite(values()), **bound)
+        claims.add(f"{kind}: {sentence}", needs, lambda: _clip(values()), **bound)
 
     for code in (PUBLISHED_CODE, BEST_CODE):
         add(
@@ -654,13 +650,13 @@ def _path_claims(config: ConfigDict, paths) -> list[Claim]:
                 f"{name}: I(L; Y) does not rise from layer to layer, largest rise ({method}, nats)"
             )
             if to_label.shape[1] > 1:
-                claims.append(judge(sentence, _finite(rise), at_most=0.02))
+                claims.append(judge(sentence, _clip(rise), at_most=0.02))
             most = np.log(_classes(config[name.split(",")[0]]))
             above = to_label.max(axis=1) - most
             sentence = f"{name}: I(L; Y) exceeds its bound {most:.2f} in no layer ({method}, nats)"
-            claims.append(judge(sentence, _finite(above), at_most=0))
+            claims.append(judge(sentence, _clip(above), at_most=0))
             sentence = f"{name}: inputs shuffled against layers give 0, largest ({method}, nats)"
-            claims.append(judge(sentence, _finite(nothing), at_most=0.1))
+            claims.append(judge(sentence, _clip(nothing), at_most=0.1))
     return claims
 
 

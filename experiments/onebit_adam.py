@@ -9,7 +9,6 @@ the compiled programs.
 
 import functools
 import time
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from rlib.experiment import (
     Report,
     Row,
     Run,
+    capped,
     judge,
     legend,
     named_key,
@@ -37,7 +37,7 @@ from rlib.experiment import (
 )
 
 AXIS = "data"
-DIVERGED = 1000.0  # nats
+DIVERGED = 1000.0  # nats, which stand for more
 METHODS = ("adam", "onebit", "onebit-auto", "no-mask", "no-feedback", "compressed-gradients")
 Values = dict[str, Any]
 
@@ -358,7 +358,9 @@ def _rows(found, wire, speed: Values) -> list[Row]:
     for name, results in found.items():
         for method, runs in results.items():
             title = "Final loss (nats) and accuracy"
-            rows.append(Row(method, f"{name}, loss", title, _finite(r["final"] for r in runs)))
+            rows.append(
+                Row(method, f"{name}, loss", title, capped([r["final"] for r in runs], DIVERGED))
+            )
             if "accuracy" in runs[0]:
                 rows.append(Row(method, f"{name}, accuracy", title, [r["accuracy"] for r in runs]))
             rows.append(
@@ -370,11 +372,6 @@ def _rows(found, wire, speed: Values) -> list[Row]:
     title = "One worker's optimiser, milliseconds a step"
     rows += [Row(name, "time", title, list(1e3 * seconds)) for name, seconds in speed.items()]
     return rows
-
-
-def _finite(values: Iterable[float]) -> list[float]:
-    """A run that diverged counts as DIVERGED nats."""
-    return [min(float(v), DIVERGED) if np.isfinite(v) else DIVERGED for v in values]
 
 
 def _claims(config: ConfigDict, found, wire, speed: Values) -> list[Claim]:
@@ -402,11 +399,10 @@ def _claims(config: ConfigDict, found, wire, speed: Values) -> list[Claim]:
     return claims
 
 
-def _difference(results, a: str, b: str) -> list[float]:
+def _difference(results, a: str, b: str) -> np.ndarray:
     """Of final losses; NaN where the second diverged: nothing to compare with."""
-    pairs = zip(results[a], results[b], strict=True)
-    finals = ((_finite([p["final"]])[0], q["final"]) for p, q in pairs)
-    return [x - y if np.isfinite(y) else np.nan for x, y in finals]
+    first, second = (np.array([r["final"] for r in results[m]]) for m in (a, b))
+    return np.where(np.isfinite(second), capped(first, DIVERGED) - second, np.nan)
 
 
 def _total_ratio(wire: Values, share: float) -> float:
@@ -479,9 +475,7 @@ def _draw(run: Run, config: ConfigDict, found, wire) -> None:
 
 
 def _smooth(curve: np.ndarray, width: int) -> np.ndarray:
-    kernel = np.ones(width) / width
-    kept = np.minimum(np.nan_to_num(curve, nan=DIVERGED, posinf=DIVERGED), DIVERGED)
-    return np.convolve(kept, kernel, mode="valid")
+    return np.convolve(capped(curve, DIVERGED), np.ones(width) / width, mode="valid")
 
 
 if __name__ == "__main__":

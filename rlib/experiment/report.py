@@ -124,6 +124,20 @@ def judge(
     return Claim(sentence, mean, (low, high), bound, verdict)
 
 
+def capped(values: ArrayLike, most: float = float(np.finfo(np.float32).max)) -> np.ndarray:
+    """Errors of trainings, of which some may have diverged, as finite numbers to report and judge.
+
+    Args:
+        values: of any shape.
+        most: stands for what is above it, and for what is not finite.
+
+    >>> capped([0.5, 3e4, float("nan")], 1000.0)
+    array([5.e-01, 1.e+03, 1.e+03])
+    """
+    given = np.asarray(values, float)
+    return np.where(np.isfinite(given), np.minimum(given, most), most)
+
+
 class Claims(list[Claim]):
     """The claims of which every method was run.
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlib.experiment import Claims, Report, Row, judge
+from rlib.experiment import Claims, Report, Row, capped, judge
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,11 @@ def test_it_is_shown_on_a_narrow_terminal(report):
     console = Console(file=io.StringIO(), width=60)
     report.show(console)
     assert "11.0" in console.file.getvalue()
+
+
+def test_what_diverged_counts_as_the_most():
+    assert capped([[1.0, np.inf], [-np.inf, -2.0]], 10).tolist() == [[1, 10], [10, -2]]
+    assert np.isfinite(capped(np.float32([np.nan, np.inf, 3e38]))).all()
 
 
 def test_claims_of_a_report_become_json():

@@ -134,6 +134,6 @@ def test_presets_load(preset):
 
 
 def test_what_is_not_a_number_leaves_a_claim_open():
-    values = ib_lossy_compression._finite([np.nan, -np.inf, 1.0])
+    values = ib_lossy_compression._clip([np.nan, -np.inf, 1.0])
     assert np.isnan(values[0]) and values[1:] == [-float(np.finfo(np.float32).max), 1.0]
     assert judge("a", values, at_most=0).verdict == "inconclusive"
