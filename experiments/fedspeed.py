@@ -626,8 +626,8 @@ def _draw_rounds(run: Run, study: Study, found: Found) -> None:
         means = [e.mean() for e in ends]
         if method == "fedspeed-sampled":  # far below all others: told in place of shown
             by_k.annotate(
-                f"duals over the sampled: {min(means):.0f} to {max(means):.0f} %",
-                (0.03, 0.03), xycoords="axes fraction", fontsize=8, color=_COLOURS[method],
+                f"duals over the sampled: {min(means):.1f} to {max(means):.1f} %",
+                (0.5, 0.02), xycoords="axes fraction", fontsize=8, color="#666666", ha="center",
             )  # fmt: skip
             continue
         by_k.errorbar(
@@ -641,6 +641,7 @@ def _draw_rounds(run: Run, study: Study, found: Found) -> None:
     by_round.set(xlabel="round", ylabel="test accuracy (%)", title=f"K = {k}")
     by_gradients.set(xlabel="gradients a client", title=f"K = {k}, by gradients")
     ticks = sorted({METHODS[m][1] * j for m, j in found})
+    by_k.margins(y=0.12)
     by_k.set(xscale="log", xlabel="gradients a client and round", title="last rounds")
     by_k.set_xticks(ticks, [str(tick) for tick in ticks])
     by_k.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
