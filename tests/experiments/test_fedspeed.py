@@ -75,7 +75,7 @@ def test_the_spread_is_that_of_the_clients_models(study):
     held = held._replace(rows=held.rows[:3], sizes=held.sizes[:3])
     params = study.initial(jax.random.key(0))
     found = {}
-    for method in ("fedavg", "correction", "fedspeed", "fedspeed-sampled", "scaffold", "fedavg-m"):
+    for method in ("fedavg", "fedspeed", "fedspeed-sampled", "scaffold", "fedavg-m"):
         algorithm = study.algorithm(method, setting, 0.3, 2)
         rounds = federated.make_rounds(algorithm, study.problem.loss, work, 3)
         _, metrics = jax.jit(rounds.step)(rounds.init(params), held)
@@ -90,7 +90,6 @@ def test_the_spread_is_that_of_the_clients_models(study):
     np.testing.assert_allclose([found["fedavg"], found["scaffold"]], expected, rtol=1e-4)
     np.testing.assert_allclose(found["fedavg-m"], expected / 4, rtol=0.2)  # beta 0.5, no momentum
     np.testing.assert_allclose(found["fedspeed"], found["fedspeed-sampled"], rtol=1e-4)
-    np.testing.assert_allclose(found["correction"], expected, rtol=0.05)  # the proximal term
 
 
 def test_rounds_to_the_target_and_what_is_never_reached():
