@@ -55,6 +55,8 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
         for seed in run.seeds(config)
     }
     costs = {unit: tasks[name].options.cost for (name, *_), unit in units.items()}
+    costs |= {f"wire/{name}": 5.0 for name in tasks}
+    costs |= {"speed": 0.5 * config.speed.repeats} if config.speed.repeats else {}
     run.plan(costs | slow_network.costs(config.network))
     found: dict[str, dict[str, list[Values]]] = {name: {} for name in tasks}
     for (name, method, seed), unit in units.items():

@@ -435,6 +435,7 @@ def _costs(
     speed = config.speed
     steps = speed.steps * speed.repeats
     costs = {"speed": 6.0 * speed.samples * speed.width**2 * config.model.layers * steps}
+    costs["ntk"] = 5 * 6.0 * (512 * config.model.width) ** 2  # kernels between 512 points
     candidates = [m for m in methods if m in config.tuned]
     for signal in signals:
         fit = 6.0 * len(signal.x) * signal.hidden * (signal.hidden + 40) * signal.steps
