@@ -194,7 +194,7 @@ def _model(name: str, options: ConfigDict, key: jax.Array):
     if name == "digits":
         params = {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
         return params, lambda p, x: x.reshape(len(x), -1) @ p["w"] + p["b"]
-    channels = _images(options.dataset, "train")[0].shape[-1]
+    channels = data.images(options.dataset, "train")[0].shape[-1]
     network = nn.ResNet(
         10,
         in_channels=channels,
@@ -205,20 +205,6 @@ def _model(name: str, options: ConfigDict, key: jax.Array):
     )
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
     return params, lambda p, x: nnx.merge(graphdef, p, rest)(x)
-
-
-def _by_label(labels: np.ndarray, workers: int) -> list[np.ndarray]:
-    """Examples sorted by label and cut into equal parts: few labels a worker."""
-    order = np.argsort(labels, kind="stable")
-    size = len(order) // workers
-    return [order[i * size : (i + 1) * size] for i in range(workers)]
-
-
-@functools.cache
-def _images(dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    arrays = data.arrays(dataset, split)
-    images = arrays["image"].astype(np.float32)
-    return images / images.max(), arrays["label"]
 
 
 def _mean_of_parts(f: Callable, x: jax.Array, y: jax.Array, most: int = 1000) -> jax.Array:
@@ -233,8 +219,8 @@ def _trainer(
 ) -> Callable[[float, int], Values]:
     """(step size, seed) -> loss on all training examples and test accuracy, along the rounds."""
     options = config[name]
-    train_set, test_set = (_images(options.dataset, split) for split in ("train", "test"))
-    parts = _by_label(train_set[1], options.workers)
+    train_set, test_set = (data.images(options.dataset, split) for split in ("train", "test"))
+    parts = data.partition_by_label(train_set[1], options.workers)
     shards = tuple(jnp.asarray(np.stack([array[p] for p in parts])) for array in train_set)
     _, apply = _model(name, options, jax.random.key(0))
     codec = compression.TopK(fraction=options.fraction)
@@ -289,7 +275,7 @@ def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods
     A worker sends its payload to all others; SGD's gradients go round a ring.
     """
     try:
-        _images(options.dataset, "train")
+        data.images(options.dataset, "train")
     except data.DataUnavailable as error:
         raise UsageError(f"{error}; or leave the problem out: --config.{name}.rounds=0") from error
     params, _ = _model(name, options, jax.random.key(0))
@@ -329,8 +315,8 @@ def network_trainings(options: ConfigDict) -> dict[str, slow_network.Training]:
     mesh = parallel.make_mesh({AXIS: options.hosts})
     network = nn.Perceptron((64, *options.hidden, 10), rngs=nnx.Rngs(0))
     graphdef, params, frozen = nnx.split(network, nnx.Param, ...)
-    x, y = _images("digits", "train")
-    parts = _by_label(y, options.hosts)
+    x, y = data.images("digits", "train")
+    parts = data.partition_by_label(y, options.hosts)
 
     def loss(params: Any, frozen: Any, batch: Any, key: Any):
         logits = nnx.merge(graphdef, params, frozen)(batch["image"])

@@ -295,10 +295,9 @@ def _pictures(run: Run, config: ConfigDict, name: str, methods: list[str], seeds
 @functools.cache
 def _images(dataset: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Images in [0, 1] and labels: those of the training part first; and how many these are."""
-    parts = [data.arrays(dataset, split) for split in ("train", "test")]
-    images = np.concatenate([part["image"] for part in parts]).astype(np.float32)
-    labels = np.concatenate([part["label"] for part in parts]).astype(np.int32)
-    return images / images.max(), labels, len(parts[0]["label"])
+    parts = [data.images(dataset, split) for split in ("train", "test")]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return images, labels, len(parts[0][1])
 
 
 def _classes(options: ConfigDict) -> int:

@@ -268,7 +268,8 @@ def make_rounds(
         p = held.sizes.astype(jnp.float32) if given_weights is None else given_weights
         ident, there = _draw(keys[0], clients, drawn, replace, available, state.step)
         reached = jnp.sum(there)
-        there &= jax.random.uniform(keys[1], (drawn,)) >= dropout
+        if dropout:
+            there &= jax.random.uniform(keys[1], (drawn,)) >= dropout
         size = min(at_once or _at_once(params, drawn, mesh), -(-drawn // shards))
         padding = -drawn % (size * shards)
         # Slots beyond the drawn clients have a place beyond the last one: reads there are

@@ -98,10 +98,9 @@ def test_the_convolutional_part_is_followed(monkeypatch):
     draw = np.random.default_rng(0)  # MNIST is not stored
 
     def made(name, split):
-        images = draw.integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
-        return {"image": images, "label": np.arange(40) % 4}
+        return draw.random((40, 6, 6, 1), np.float32), np.arange(40, dtype=np.int32) % 4
 
-    monkeypatch.setattr(ib_lossy_compression.data, "arrays", made)
+    monkeypatch.setattr(ib_lossy_compression.data, "images", made)
     ib_lossy_compression._images.cache_clear()
     small = {"epochs": 2, "every": 1, "batch": 20, "dim": 2, "code": "pca"}
     config.mnist.update({**small, "channels": (2,), "widths": ()})
