@@ -38,7 +38,7 @@ def test_every_method_and_claim_is_there(smoke):
         assert title in text
     for part in ("bytes", "published", "85%", "spread", "1/N", "1/K", "beta eta", "gradients"):
         assert part in text
-    assert len(smoke["claims"]) == 12 + 11 + 2 * 4
+    assert len(smoke["claims"]) == 12 + 11 + 3 + 4
     assert {figure.split("/")[1] for figure in smoke["figures"]} == {
         "accuracy.png",
         "beta.png",
