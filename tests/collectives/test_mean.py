@@ -1,5 +1,7 @@
 """Compressed means: hand cases, conservation, and one program under vmap and shard_map."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +50,14 @@ def random_case(n, d, seed=0, masked=False):
 
 
 def by_vmap(u, worker_error, server_error, mask, scale="l2"):
-    one = lambda *a: compressed_mean(*a, "data", mask=jnp.asarray(mask), scale=scale)
     args = [jnp.asarray(a, jnp.float32) for a in (u, worker_error, server_error)]
-    return jax.vmap(one, axis_name="data")(*args)
+    return mean_by_vmap(*args, jnp.asarray(mask), scale=scale)
+
+
+@partial(jax.jit, static_argnames="scale")
+def mean_by_vmap(u, worker_error, server_error, mask, scale):
+    one = lambda *a: compressed_mean(*a, "data", mask=mask, scale=scale)
+    return jax.vmap(one, axis_name="data")(u, worker_error, server_error)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -110,7 +117,7 @@ def test_shard_map_gives_the_bits_of_vmap():
         k: np.zeros((n, chunk_length(int(np.prod(s)), n)), np.float32) for k, s in shapes.items()
     }
     one = lambda *a: compressed_mean(*a, "data")
-    expected = jax.vmap(one, axis_name="data")(tree, worker, server)
+    expected = jax.jit(jax.vmap(one, axis_name="data"))(tree, worker, server)
 
     def worker_side(*args):
         mean, *errors = one(*jax.tree.map(lambda x: x[0], args))
@@ -136,7 +143,7 @@ def test_gathered_mean_is_the_mean_of_the_messages(codec, scope):
         "b": draw.normal(size=(4, 3, 2)).astype(np.float32),
     }
     run = jax.vmap(lambda t: gathered_mean(codec, None, t, "data", scope=scope), axis_name="data")
-    mean, own = run(tree)
+    mean, own = jax.jit(run)(tree)
     for key in tree:
         np.testing.assert_allclose(mean[key][1], np.mean(own[key], axis=0), atol=1e-6)
     if isinstance(codec, TopK):
@@ -171,7 +178,7 @@ def test_rounded_mean_is_the_mean_to_half_precision_and_sends_two_bytes(n):
         "b": draw.normal(size=(n, 3, 40)).astype(np.float32),
     }
     run = lambda t: rounded_mean(t, "data", jnp.bfloat16)
-    got = jax.vmap(run, axis_name="data")(tree)
+    got = jax.jit(jax.vmap(run, axis_name="data"))(tree)
     for key in tree:
         np.testing.assert_allclose(got[key][0], tree[key].mean(axis=0), rtol=0.02, atol=0.02)
         np.testing.assert_array_equal(got[key][0], got[key][-1])

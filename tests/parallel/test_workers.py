@@ -1,6 +1,7 @@
 """The step builder's distributed form: what travels, what is local, what stays equal."""
 
 import math
+from functools import partial
 
 import chex
 import jax
@@ -94,14 +95,17 @@ def test_eight_devices_give_what_eight_workers_on_one_give():
     state, _ = train(tx, {"data": 8}, STAGES)
     shards = jax.tree.map(lambda x: x.reshape(8, 8, *x.shape[1:]), BATCH)
     params = PARAMS
-    opt = jax.vmap(lambda _: tx.init(params), axis_name="data")(jnp.arange(8))
-    for stage in STAGES:
-        grads = jax.vmap(lambda b, p=params: jax.grad(loss, has_aux=True)(p, (), b, None)[0])(
-            shards
-        )
-        one = lambda g, s, stage=stage, p=params: tx.update(g, s, p, stage=stage)
+    opt = jax.jit(jax.vmap(lambda _: tx.init(params), axis_name="data"))(jnp.arange(8))
+
+    @partial(jax.jit, static_argnames="stage")
+    def step(params, opt, stage):
+        grads = jax.vmap(lambda b: jax.grad(loss, has_aux=True)(params, (), b, None)[0])(shards)
+        one = lambda g, s: tx.update(g, s, params, stage=stage)
         updates, opt = jax.vmap(one, axis_name="data")(grads, opt)
-        params = optax.apply_updates(params, jax.tree.map(lambda u: u[0], updates))
+        return optax.apply_updates(params, jax.tree.map(lambda u: u[0], updates)), opt
+
+    for stage in STAGES:
+        params, opt = step(params, opt, stage)
     chex.assert_trees_all_close(state.params, params, atol=1e-4)
 
 
@@ -171,10 +175,15 @@ def test_one_worker_on_a_mesh_is_the_one_worker_algorithm():
     state, _ = train(onebit(), {"data": 1}, STAGES)
     tx = onebit_adam(1e-2, v_floor=0.0)
     params, opt = PARAMS, tx.init(PARAMS)
-    for stage in STAGES:
+
+    @partial(jax.jit, static_argnames="stage")
+    def step(params, opt, stage):
         grads = jax.grad(loss, has_aux=True)(params, (), BATCH, None)[0]
         updates, opt = tx.update(grads, opt, params, stage=stage)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), opt
+
+    for stage in STAGES:
+        params, opt = step(params, opt, stage)
     chex.assert_trees_all_close(state.params, params, atol=1e-4)
 
 
@@ -243,7 +252,8 @@ def test_clipping_uses_the_norms_of_all_workers_and_shards(sizes):
     """sqrt(mean over workers of ||g_i||^2), whatever the tensor sharding."""
     n = sizes["data"]
     shards = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), BATCH)
-    grads = jax.vmap(lambda b: jax.grad(loss, has_aux=True)(PARAMS, (), b, None)[0])(shards)
+    of_worker = lambda b: jax.grad(loss, has_aux=True)(PARAMS, (), b, None)[0]
+    grads = jax.jit(jax.vmap(of_worker))(shards)
     rms = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)) / n)
     step_of = lambda factor: optax.chain(
         clip_by_global_norm(factor * rms, "data"),
