@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 
 
 def environment(**more):
-    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
+    kept = {**os.environ, "XLA_FLAGS": flags}
     return {**kept, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **more}
 
 
