@@ -1,5 +1,7 @@
 """1-bit Adam against its specification's hand cases, laws and limits."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,15 +17,25 @@ from rlib.optim import (
 from rlib.optim.onebit_adam import OnebitAdamState
 
 
+def over_workers(tx, params, n):
+    """The first state of n workers, and their update by vmap: `(grads, state, stage)`."""
+
+    @partial(jax.jit, static_argnames="stage")
+    def update(grads, state, stage):
+        one = lambda g, s: tx.update(g, s, params, stage=stage)
+        return jax.vmap(one, axis_name="data")(grads, state)
+
+    init = jax.vmap(lambda _: tx.init(params), axis_name="data")
+    return jax.jit(init)(jnp.arange(n)), update
+
+
 def workers(tx, grads, params, steps_and_stages):
     """Run `tx` on n workers by vmap. grads: (n, d) or a function of the step."""
-    n = 2 if callable(grads) else len(grads)
-    state = jax.vmap(lambda _: tx.init(params), axis_name="data")(jnp.arange(n))
+    state, update = over_workers(tx, params, 2 if callable(grads) else len(grads))
     history = []
     for step, stage in enumerate(steps_and_stages):
         g = jnp.asarray(grads(step) if callable(grads) else grads, jnp.float32)
-        one = lambda g, s, stage=stage: tx.update(g, s, params, stage=stage)
-        updates, state = jax.vmap(one, axis_name="data")(g, state)
+        updates, state = update(g, state, stage)
         history.append((updates, state))
     return history
 
@@ -66,16 +78,13 @@ def test_nothing_is_lost_over_many_steps():
     seen = np.arange(11) != 4
     tx = scale_by_onebit_adam(axis_name="data")
     stages = ["warmup"] * 5 + ["compressed"] * 25
-    state = jax.vmap(lambda _: tx.init(jnp.zeros(11)), axis_name="data")(jnp.arange(3))
+    state, update = over_workers(tx, jnp.zeros(11), 3)
     left = None
     flat = lambda s: np.asarray(s.server_error.value, np.float64).reshape(-1)[:11]
     carried = lambda s: np.asarray(s.carried.value, np.float64).mean(axis=0)
     for t, stage in enumerate(stages):
         before = state
-        one = lambda g, s, stage=stage: tx.update(g, s, stage=stage)
-        updates, state = jax.vmap(one, axis_name="data")(
-            jnp.asarray(all_grads[t], jnp.float32), state
-        )
+        updates, state = update(jnp.asarray(all_grads[t], jnp.float32), state, stage)
         if stage == "warmup":
             left = 0.9 * np.asarray(state.m[0])
         else:
@@ -123,13 +132,13 @@ def test_a_second_warm_up_starts_from_the_end_of_the_first_without_errors():
     draw = np.random.default_rng(0)
     g = [jnp.asarray(draw.normal(size=(2, 5)), jnp.float32) for _ in range(6)]
 
+    start, update = over_workers(tx, jnp.zeros(5), 2)
+
     def run(state, *steps):
         for i, stage in steps:
-            one = lambda g, s, stage=stage: tx.update(g, s, stage=stage)
-            updates, state = jax.vmap(one, axis_name="data")(g[i], state)
+            updates, state = update(g[i], state, stage)
         return updates, state
 
-    start = jax.vmap(lambda _: tx.init(jnp.zeros(5)), axis_name="data")(jnp.arange(2))
     _, warm = run(start, (0, "warmup"))
     _, away = run(warm, (1, "compressed"), (2, "compressed"))
     rest = (3, "warmup"), (4, "compressed"), (5, "compressed")
@@ -145,15 +154,10 @@ def test_opted_out_tensors_keep_adam():
     grads = {
         k: jnp.asarray(draw.normal(size=(2, *v.shape)), jnp.float32) for k, v in params.items()
     }
-    init = lambda t: jax.vmap(lambda _: t.init(params), axis_name="data")(jnp.arange(2))
-    s, full = init(tx), init(adam)
+    (s, update), (full, update_adam) = (over_workers(t, params, 2) for t in (tx, adam))
     for stage in ["warmup"] * 3 + ["compressed"] * 3:
-        u, s = jax.vmap(lambda g, s, stage=stage: tx.update(g, s, stage=stage), axis_name="data")(
-            grads, s
-        )
-        f, full = jax.vmap(lambda g, s: adam.update(g, s, stage="warmup"), axis_name="data")(
-            grads, full
-        )
+        u, s = update(grads, s, stage)
+        f, full = update_adam(grads, full, "warmup")
     np.testing.assert_allclose(u["b"], f["b"], rtol=1e-6)
     assert np.abs(np.asarray(u["a"] - f["a"])).max() > 1e-2
 
@@ -191,12 +195,10 @@ def test_a_lossless_message_is_preconditioned_momentum():
     draw = np.random.default_rng(0)
     all_grads = draw.normal(size=(9, 3, 1)) + 0.3
     tx = scale_by_onebit_adam(axis_name="data")
-    state = jax.vmap(lambda _: tx.init(jnp.zeros(1)), axis_name="data")(jnp.arange(3))
+    state, update = over_workers(tx, jnp.zeros(1), 3)
     m = v = 0.0
     for t, stage in enumerate(["warmup"] * 4 + ["compressed"] * 5):
-        one = lambda g, s, stage=stage: tx.update(g, s, stage=stage)
-        g = jnp.asarray(all_grads[t], jnp.float32)
-        updates, state = jax.vmap(one, axis_name="data")(g, state)
+        updates, state = update(jnp.asarray(all_grads[t], jnp.float32), state, stage)
         mean = all_grads[t].mean()
         m = 0.9 * m + 0.1 * mean
         v = 0.999 * v + 0.001 * mean**2 if stage == "warmup" else v
@@ -214,10 +216,10 @@ def test_weight_decay_is_decoupled():
 def test_stability_of_stationary_gradients_comes_with_time():
     draw = np.random.default_rng(0)
     tx = scale_by_onebit_adam(b2=0.9, window=20)
-    state = tx.init(jnp.zeros(200))
+    state, update = tx.init(jnp.zeros(200)), jax.jit(partial(tx.update, stage="warmup"))
     seen = []
     for _ in range(60):
-        _, state = tx.update(jnp.asarray(draw.normal(size=200), jnp.float32), state, stage="warmup")
+        _, state = update(jnp.asarray(draw.normal(size=200), jnp.float32), state)
         seen.append(second_moment_stability((optax.EmptyState(), state)))
     assert seen[10] == 0
     assert 0.9 < seen[-1] < 1.1
@@ -225,9 +227,9 @@ def test_stability_of_stationary_gradients_comes_with_time():
 
 def test_falling_gradients_are_not_stable():
     tx = scale_by_onebit_adam(b2=0.9, window=10)
-    state = tx.init(jnp.zeros(4))
+    state, update = tx.init(jnp.zeros(4)), jax.jit(partial(tx.update, stage="warmup"))
     for t in range(30):
-        _, state = tx.update(jnp.full(4, 0.8**t), state, stage="warmup")
+        _, state = update(jnp.full(4, 0.8**t), state)
     assert abs(second_moment_stability(state) - 1) > 0.5
 
 
