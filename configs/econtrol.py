@@ -17,7 +17,7 @@ from rlib.experiment import apply_preset
 BASE = {
     "expected": "about 1 minute and 1 GB of memory on two CPU cores",
     "seeds": 5,
-    "mesh": {"data": -1},
+    "mesh": {"data": 1},  # it stays on one device
     "momentum": 0.1,  # a of EF21-SGDM
     "squares": {
         "dimension": 60,

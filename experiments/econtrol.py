@@ -31,7 +31,6 @@ from rlib.experiment import (
     UsageError,
     capped,
     choose,
-    judge,
     legend,
     named_key,
     panels,
@@ -488,11 +487,16 @@ def _claims(config, quiet, noisy, gains, learned) -> list[Claim]:
             at_least=1,
         )
     for name, results in learned.items():
+        of_problem = Claims(results)
+        loss = lambda m, results=results: capped(results[m]["loss"][:, -1])
         for other in ("ec", "ef21", "ef21-sgdm"):
-            if {other, "econtrol"} <= set(results):
-                a, b = (capped(results[m]["loss"][:, -1]) for m in ("econtrol", other))
-                sentence = f"{name}: EControl's training loss is at most {other}'s, equal bytes"
-                claims.append(judge(sentence, a - b, at_most=0))
+            of_problem.add(
+                f"{name}: EControl's training loss is at most {other}'s, equal bytes",
+                ("econtrol", other),
+                lambda loss=loss, other=other: loss("econtrol") - loss(other),
+                at_most=0,
+            )
+        claims += of_problem
     return claims
 
 

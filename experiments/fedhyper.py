@@ -251,7 +251,7 @@ class Study:
         counts: dict[str, list[np.ndarray]] = {}
         for (method, _), job in self._tuning().items():
             curves = self._do(job)["check"]
-            counts.setdefault(method, []).append(rounds_to(curves, self.config.target))
+            counts.setdefault(method, []).append(federated.rounds_to(curves, self.config.target))
         tuned = {m: choose(self.trials[m], np.mean(each, axis=0)) for m, each in counts.items()}
         self.plan(tuned)
         return tuned
@@ -389,7 +389,7 @@ class Study:
             by_rate(method, accuracy, self.final(curves))
         for method, curves in found["grid"].items():
             for i, rate in enumerate(config.rates):
-                counts = rounds_to(curves["accuracy"][:, i], 0.8)
+                counts = federated.rounds_to(curves["accuracy"][:, i], 0.8)
                 rows.append(Row(method, f"{rate:g}", "Rounds to 80 % by beta_0", counts))
         for method in self._of(("sl", "cl", "g+cl") if "fedavg" in self.methods else ()):
             metric = f"Accuracy minus FedAvg's at {config.gamma:g} times the rate, by beta_0"
@@ -401,7 +401,7 @@ class Study:
                 rows.append(Row(method, f"{config.rates[i]:g}", metric, gap))
         metric = "Every method at its own best setting"
         for method, curves in found["tuned"].items():
-            counts = rounds_to(curves["accuracy"][:, 0], config.target)
+            counts = federated.rounds_to(curves["accuracy"][:, 0], config.target)
             rows.append(Row(method, f"rounds to {100 * config.target:g} %", metric, counts))
             rows.append(Row(method, "accuracy", metric, self.final(curves)[:, 0]))
             rows.append(Row(method, "beta_0", metric, [tuned[method].rate]))
@@ -518,7 +518,7 @@ class Study:
                 lambda method=method: bounded(method, config.repair),
                 at_least=-0.01,
             )
-        count = lambda method: rounds_to(
+        count = lambda method: federated.rounds_to(
             found["tuned"][method]["accuracy"][:, 0], config.target
         ).astype(float)
         ratio = lambda other, method: count(other) / count(method)
@@ -705,16 +705,6 @@ class Study:
         axes[0, 0].set_ylabel("first global rate")
         figure.colorbar(image, ax=axes[0, -1], label="accuracy")
         self.run.figure("alpha", figure, **finals)
-
-
-def rounds_to(accuracy: np.ndarray, target: float) -> np.ndarray:
-    """The first round, from 1, whose accuracy reaches the target; all and one more for none.
-
-    Args:
-        accuracy: rounds along the last axis.
-    """
-    reached = accuracy >= target
-    return np.where(reached.any(axis=-1), reached.argmax(axis=-1), accuracy.shape[-1]) + 1
 
 
 def _moves(curves: Values) -> dict[str, np.ndarray]:

@@ -352,10 +352,8 @@ def _accuracy(config: ConfigDict, runs: list[Values]) -> np.ndarray:
 
 
 def _reached(config: ConfigDict, runs: list[Values]) -> np.ndarray:
-    """The first round whose model has the target's accuracy; one more than all if none has."""
-    right = np.stack([run["test"] for run in runs]) >= config.target
-    stride = config.rounds // config.looks
-    return np.where(right.any(axis=1), (right.argmax(axis=1) + 1) * stride, config.rounds + 1)
+    every = config.rounds // config.looks
+    return federated.rounds_to([run["test"] for run in runs], config.target, every)
 
 
 def _spread(config: ConfigDict, runs: list[Values]) -> np.ndarray:

@@ -149,13 +149,14 @@ class Run:
         phases: Sequence[Phase],
         state: TrainState,
         data: Any,
-        **kwargs: Any,
+        *,
+        chunk: int = 100,
     ) -> tuple[TrainState, History]:
         """`training.fit` that logs at chunk boundaries and survives a kill by checkpoints.
 
-        A checkpoint is written every `checkpoint_seconds`, and when the run is stopped. Other
-        arguments are `training.fit`'s; the history spans the whole training, what came before a
-        kill included.
+        A checkpoint is written every `checkpoint_seconds`, and when the run is stopped. Arguments
+        are `training.fit`'s; the history spans the whole training, what came before a kill
+        included.
         """
         steps = sum(phase.steps for phase in phases)
         source = data if isinstance(data, Iterator) and hasattr(data, "get_state") else None
@@ -194,7 +195,7 @@ class Run:
                 raise Stopped(stop)
 
         try:
-            state, _ = fit(phases, state, data, on_chunk=on_chunk, **kwargs)
+            state, _ = fit(phases, state, data, chunk=chunk, on_chunk=on_chunk)
         finally:
             if checkpoints is not None:
                 checkpoints.close()

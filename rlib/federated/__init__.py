@@ -2,9 +2,9 @@
 
 >>> import jax.numpy as jnp, numpy as np, optax
 >>> from rlib import data, federated
->>> digits = data.arrays("digits", "train")
->>> parts = data.partition_dirichlet(digits["label"], 20, 0.5, size=64)
->>> held = federated.client_data(digits, parts)
+>>> x, y = data.images("digits")
+>>> parts = data.partition_dirichlet(y, 20, 0.5, size=64)
+>>> held = federated.client_data({"x": x, "y": y}, parts)
 >>> held.rows.shape
 (20, 64)
 """
@@ -24,7 +24,7 @@ from rlib.federated.engine import (
 from rlib.federated.fedhyper import fedhyper
 from rlib.federated.fedspeed import fedspeed
 from rlib.federated.momentum_fl import fedavg_m, scaffold, scaffold_m
-from rlib.federated.problems import Classification, classification
+from rlib.federated.problems import Classification, classification, rounds_to
 
 __all__ = [
     "Algorithm",
@@ -46,6 +46,7 @@ __all__ = [
     "local_steps",
     "make_rounds",
     "make_train_step",
+    "rounds_to",
     "sam_gradient",
     "scaffold",
     "scaffold_m",

@@ -138,11 +138,6 @@ def is_zero(value: Any) -> bool:
 
 
 def squared_norm(tree: Tree) -> Float[Array, ""]:
-    return inner_product(tree, tree)
-
-
-def inner_product(a: Tree, b: Tree) -> Float[Array, ""]:
     """Over all leaves, in float32 at least."""
     wide = lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-    parts = jax.tree.map(lambda a, b: jnp.sum(wide(a) * wide(b)), a, b)
-    return sum(jax.tree.leaves(parts), jnp.zeros(()))
+    return optax.tree.norm(jax.tree.map(wide, tree), squared=True)

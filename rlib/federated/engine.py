@@ -1,7 +1,7 @@
 """The federated round: who takes part, their local work, the mean of what they send, the server.
 
-An algorithm is three small functions, `local`, `mix` and `apply`; everything else is here and the
-same for all: sampling, drop-outs, padding, chunks, the mesh, links, and state that clients keep. A
+An algorithm is what a client does and the server's step; everything else is here and the same for
+all: sampling, drop-outs, padding, chunks, the mesh, links, means, and state that clients keep. A
 round is a pure function and a `TrainStep`, so `training.fit` runs many rounds per device call.
 """
 
@@ -51,7 +51,9 @@ class Cohort(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """A federated algorithm.
+    """A federated algorithm: `local` and `apply`, and whichever of the others it needs.
+
+    Clients send x^t - x_K or what else is subtracted from the model, as a gradient is.
 
     Fields:
         local: (client, down, batches, grad) -> (message, client, scalars). What one client does

@@ -53,11 +53,11 @@ def fedspeed(
 
     >>> algorithm = fedspeed(optax.sgd(0.1))
     >>> params, mean, _ = algorithm.apply(
-    ...     jnp.array(4.0), algorithm.init(jnp.array(4.0)), jnp.array(-2.0),
+    ...     jnp.array(4.0), algorithm.init(jnp.array(4.0)), jnp.array(2.0),
     ...     Cohort(jnp.int32(2), jnp.float32(1.0), jnp.int32(0)),
     ... )
     >>> float(params), float(mean)  # 4 - 2 - 2
-    (0.0, -2.0)
+    (0.0, 2.0)
     """
     if isinstance(prox, int | float) and not prox > 0:
         raise ValueError(f"prox={prox}: lambda must be positive")
@@ -66,7 +66,7 @@ def fedspeed(
     if dual_average not in ("all", "sampled"):
         raise ValueError(f'dual_average={dual_average!r}; it must be "all" or "sampled"')
     uphill = not is_zero(ascent)
-    zeros = lambda params: jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), params)
+    zeros = lambda params: optax.tree.zeros_like(params, dtype=jnp.float32)
 
     def work(dual: Tree, start: Tree, batches: Batches, grad: Grad):
         def step(carry: tuple[Tree, Tree], batch: Batches):
@@ -83,22 +83,22 @@ def fedspeed(
             return (optax.apply_updates(x, updates), state), loss
 
         (x, _), loss = local_steps(step, (start, local.init(start)), batches)
-        moved = jax.tree.map(lambda x, x0: (x - x0).astype(jnp.float32), x, start)
-        dual = jax.tree.map(lambda dual, m: dual - m / prox, dual, moved)
+        moved = jax.tree.map(lambda x0, x: (x0 - x).astype(jnp.float32), start, x)
+        dual = jax.tree.map(lambda dual, m: dual + m / prox, dual, moved)
         found = {"loss": loss, "dual norm": optax.tree.norm(dual)}
         if dual_average == "sampled":
-            moved = jax.tree.map(lambda m, dual: m - prox * dual, moved, dual)
+            moved = jax.tree.map(lambda m, dual: m + prox * dual, moved, dual)
         return moved, dual, found
 
     def init(params: Tree) -> Tree:
-        """The mean over all clients of -lambda g_hat_i."""
+        """The mean over all clients of lambda g_hat_i, what they have moved in all rounds."""
         return zeros(params) if dual_average == "all" else ()
 
     def apply(params: Tree, mean: Tree, moved: Tree, cohort: Cohort):
         if dual_average == "all":
             mean = jax.tree.map(lambda h, m: h + cohort.share * m, mean, moved)
             moved = jax.tree.map(jnp.add, moved, mean)
-        params = jax.tree.map(lambda x, m: x + m.astype(jnp.result_type(x)), params, moved)
+        params = jax.tree.map(lambda x, m: x - m.astype(jnp.result_type(x)), params, moved)
         return params, mean, {}
 
     return Algorithm(work, apply, init=init, client=zeros)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from rlib import optim
@@ -107,7 +108,7 @@ def scaffold_m(
 
 
 def _momentum(eta, gamma, beta, variance_reduced: bool, g0, *, control: bool, anchored: bool):
-    zeros = lambda params: jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), params)
+    zeros = lambda params: optax.tree.zeros_like(params, dtype=jnp.float32)
     optim.scale_by_global_momentum(beta)  # checks it
 
     def init(params: Tree) -> MomentumServer:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
+from numpy.typing import ArrayLike
 
 from rlib import data
 from rlib.federated.clients import Losses
@@ -95,3 +96,18 @@ def classification(
         loss=loss,
         accuracy=accuracy,
     )
+
+
+def rounds_to(values: ArrayLike, target: float, every: int = 1) -> np.ndarray:
+    """The first round, from 1, at which values reach a target; one more than all for none.
+
+    Args:
+        values: (..., looks), for example accuracies.
+        every: rounds between two looks.
+
+    >>> rounds_to([[0.5, 0.9, 0.8], [0.5, 0.6, 0.7]], 0.8, every=10)
+    array([20, 31])
+    """
+    reached = np.asarray(values) >= target
+    first = (reached.argmax(axis=-1) + 1) * every
+    return np.where(reached.any(axis=-1), first, reached.shape[-1] * every + 1)

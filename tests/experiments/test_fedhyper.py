@@ -61,11 +61,6 @@ def test_seeds_change_the_split_and_the_weights(study):
     assert not np.array_equal(*(jax.random.key_data(key) for key in (weights, other)))
 
 
-def test_rounds_are_counted_from_one_and_failure_is_one_more_than_all():
-    accuracy = np.array([[0.9, 0.1, 0.9], [0.1, 0.2, 0.8], [0.1, 0.1, 0.1]])
-    assert fedhyper.rounds_to(accuracy, 0.8).tolist() == [1, 3, 4]
-
-
 def test_official_settings_are_those_of_the_released_code(study):
     program, setting = study.ablation("g+cl official", 0.01)
     assert program == "g+cl official"

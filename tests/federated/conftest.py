@@ -57,11 +57,8 @@ def quadratics():
 @pytest.fixture(scope="session")
 def digits():
     """Ten clients of unequal sizes."""
-    arrays = data.arrays("digits", "train")
-    examples = {
-        "x": arrays["image"].reshape(-1, 64).astype(np.float32) / 16,
-        "y": arrays["label"].astype(np.int32),
-    }
+    x, y = data.images("digits")
+    examples = {"x": x.reshape(-1, 64), "y": y}
     return federated.client_data(
         examples, data.partition_dirichlet(examples["y"], 10, 0.5, least=20)
     )

@@ -67,11 +67,11 @@ def test_the_law_of_displacements(two):
     xs, total = [4.0, *two.run(speed(), K, rounds=4)[0]], 0.0
     for t in range(4):
         _, _, state = two.run(speed(), K, rounds=t + 1)
-        mean = float(state.opt_state.server) - total
+        mean = -float(state.opt_state.server) - total
         total += mean
         np.testing.assert_allclose(xs[t + 1] - xs[t], mean + total, rtol=1e-4)
     first = two.run(speed(), K, rounds=1)[2].opt_state.server
-    assert float(first) == pytest.approx(-2.2281989470, rel=1e-6)
+    assert float(first) == pytest.approx(2.2281989470, rel=1e-6)
 
 
 def test_both_averages_agree_where_all_take_part_and_part_otherwise(two):
@@ -86,13 +86,13 @@ def test_both_averages_agree_where_all_take_part_and_part_otherwise(two):
 def test_the_server_keeps_the_mean_of_the_duals(two):
     _, _, state = two.run(speed(0.1), K, rounds=5, sampled=1)
     duals = np.asarray(state.opt_state.clients)
-    np.testing.assert_allclose(state.opt_state.server, -LAMBDA * duals.mean(), rtol=1e-5)
+    np.testing.assert_allclose(state.opt_state.server, LAMBDA * duals.mean(), rtol=1e-5)
 
 
 def test_without_duals_and_ascent_the_first_round_is_fedprox(two):
     """Duals are 0 in round 0; what is left of them is taken away from the new model."""
     _, _, state = two.run(speed(), K, rounds=1)
-    model = 4.0 + float(state.opt_state.server)
+    model = 4.0 - float(state.opt_state.server)
     prox, *_ = two.run(federated.fedavg(optax.sgd(ETA), proximal=1 / LAMBDA), K, rounds=1)
     assert model == pytest.approx(prox[0], rel=1e-6)
 
@@ -102,7 +102,7 @@ def test_a_weak_prox_is_fedavg_and_fedsam(two):
     for rho in (0.0, 0.1):
         _, _, state = two.run(weak(rho), K, rounds=1)
         expected, *_ = two.run(federated.fedavg(optax.sgd(ETA), ascent=rho), K, rounds=1)
-        assert 4.0 + float(state.opt_state.server) == pytest.approx(expected[0], rel=1e-6)
+        assert 4.0 - float(state.opt_state.server) == pytest.approx(expected[0], rel=1e-6)
 
 
 def test_mixing_is_between_both_gradients(two):
