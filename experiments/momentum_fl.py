@@ -68,7 +68,7 @@ SWEPT = ("fedavg-m", "scaffold-m")
 PLACES = {
     "full": "10 clients of one label, all",
     "partial": "20 of two labels, 2 a round",
-    "noisy": "100 of two labels, 5 a round, single examples",
+    "noisy": "100 of two labels, 5 a round, batch 1",
     "network": "residual network",
     "network_100": "residual network, 100 clients",
 }
@@ -776,11 +776,11 @@ def _draw_betas(run: Run, config: ConfigDict, learned) -> None:
                 list(points), values.mean(axis=1), values.std(axis=1),
                 marker="o", markersize=4, capsize=2, label=TITLES[method], **_LOOK[method],
             )  # fmt: skip
-        axes[0, column].set(title=PLACES[place], xlabel="beta (1: without momentum)", xscale="log")
+        axes[0, column].set(title=PLACES[place], xlabel="beta, rates chosen for each", xscale="log")
         ticks = [*options.betas, 1.0]
         axes[0, column].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes[0, column].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    axes[0, 0].set_ylabel("test accuracy, rates chosen for each beta")
+    axes[0, 0].set_ylabel("test accuracy")
     legend(figure, axes[0, 0])
     run.figure("beta", figure, **arrays)
 
