@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlib import information
+from rlib.information.plane import patterns
 
 plane_point = jax.jit(information.information_plane_point, static_argnums=2)
 bin_codes = jax.jit(information.bin_codes, static_argnames=("num_bins", "reference"))
@@ -52,13 +53,13 @@ def test_counts_are_those_of_numpy(classes):
 
 def test_hashes_tell_all_patterns_of_12_bits_apart():
     for spread in (1, 16, 2**20):  # hashes of codes that differ in few or high bits
-        codes = jnp.asarray(information.patterns(12) * spread, jnp.int32)
+        codes = jnp.asarray(patterns(12) * spread, jnp.int32)
         assert len(np.unique(hash_rows(codes))) == 4096
 
 
 def test_injective_and_constant_layers():
     y = np.arange(4096) % 2
-    every = plane_point(jnp.asarray(information.patterns(12)), y)
+    every = plane_point(jnp.asarray(patterns(12)), y)
     np.testing.assert_allclose(every, [12.0, 1.0], atol=1e-5)
     none = plane_point(jnp.zeros((4096, 3), jnp.int32), y)
     np.testing.assert_allclose(none, [0.0, 0.0], atol=1e-6)
