@@ -30,12 +30,12 @@ def partition_by_label(labels: ArrayLike, clients: int) -> Parts:
     With as many clients as equally frequent labels each has one label alone.
 
     Raises:
-      ValueError: fewer examples than clients.
+      ValueError: fewer examples than clients, or labels that are not one for each example.
 
     >>> partition_by_label([1, 0, 1, 0, 1], 2)
     [array([1, 3]), array([0, 2])]
     """
-    order = np.argsort(np.asarray(labels), kind="stable")
+    order = np.argsort(_vector(labels), kind="stable")
     _check(order.size, clients)
     size = order.size // clients
     return list(order[: clients * size].reshape(clients, size))
@@ -53,8 +53,10 @@ def partition_shards(labels: ArrayLike, clients: int, each: int = 2, seed: int =
     >>> [np.unique(part // 10).size for part in parts]
     [2, 2, 2, 2, 2]
     """
-    if each < 1:
-        raise ValueError(f"each={each}: a client has at least one shard")
+    if each < 1 or np.size(labels) < clients * each:
+        raise ValueError(
+            f"{np.size(labels)} examples in {clients} clients times each={each} shards"
+        )
     shards = partition_by_label(labels, clients * each)
     dealt = np.random.default_rng(seed).permutation(len(shards)).reshape(clients, each)
     return [np.concatenate([shards[i] for i in own]) for own in dealt]
@@ -73,9 +75,10 @@ def partition_dirichlet(
 
     Two size rules are in use. Without `size` the examples of each label are dealt by proportions
     over clients, drawn for that label, so sizes differ widely; the draw is repeated until every
-    client has `least` (Hsu et al., arXiv 1909.06335, as in most benchmarks). With `size` every
-    client has so many examples, whose labels are drawn one by one from proportions over labels,
-    drawn for that client; a label that is used up is left out from there on.
+    client has `least` (Yurochkin et al., arXiv 1905.12022, as in most benchmarks). With `size`
+    every client has so many examples, whose labels are drawn one by one from proportions over
+    labels, drawn for that client (Hsu et al., arXiv 1909.06335); a label that is used up is left
+    out from there on.
 
     Args:
       labels: (examples,) integers.
@@ -92,10 +95,10 @@ def partition_dirichlet(
     >>> [part.size for part in parts], np.unique(np.concatenate(parts)).size
     ([30, 30, 30, 30, 30], 150)
     """
-    labels = np.asarray(labels)
+    labels = _vector(labels)
     wanted = clients * (least if size is None else size)
-    if not concentration > 0:
-        raise ValueError(f"concentration={concentration} must be positive")
+    if not 0 < concentration < np.inf:
+        raise ValueError(f"concentration={concentration} must be positive and finite")
     if clients < 1 or wanted > labels.size or (size is not None and size < 1) or least < 1:
         raise ValueError(
             f"{clients} clients of {'at least ' if size is None else ''}{wanted // max(clients, 1)}"
@@ -125,10 +128,14 @@ def partition_dirichlet(
 def partition_by_key(keys: ArrayLike) -> Parts:
     """The natural split: one client for each distinct key, for example a writer or a speaker.
 
+    Raises:
+      ValueError: no keys, or keys that are not one for each example.
+
     >>> partition_by_key(["ann", "bob", "ann"])
     [array([0, 2]), array([1])]
     """
-    _, owner = np.unique(np.asarray(keys), return_inverse=True)
+    _, owner = np.unique(_vector(keys), return_inverse=True)
+    _check(owner.size, 1)
     return [np.flatnonzero(owner == client) for client in range(owner.max() + 1)]
 
 
@@ -147,6 +154,13 @@ def _equal_sizes(draw, pools: Sequence[np.ndarray], clients: int, concentration:
             own.append(pools[label][left[label]])
         parts.append(np.array(own))
     return parts
+
+
+def _vector(labels: ArrayLike) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels of shape {labels.shape}; one for each example is wanted")
+    return labels
 
 
 def _check(examples: int, clients: int) -> None:

@@ -79,7 +79,8 @@ def images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
       "digits", 255 for bytes); labels, int32 (N,).
 
     Raises:
-      DataUnavailable, ValueError: as `arrays`; a set without `image` and `label`.
+      DataUnavailable, ValueError: as `arrays`; a set without `image` and `label`, or whose pixels
+        are no integers.
 
     >>> pixels, labels = images("digits")
     >>> pixels.shape, float(pixels.max()), labels.dtype
@@ -88,6 +89,10 @@ def images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     features = arrays(name, split)
     if not {"image", "label"} <= set(features):
         raise ValueError(f"{name} has {', '.join(features)}, and no images with labels")
+    if not np.issubdtype(features["image"].dtype, np.integer):
+        raise ValueError(
+            f"{name} has pixels of {features['image'].dtype}, and no known largest one"
+        )
     largest = np.float32(16 if name == "digits" else np.iinfo(features["image"].dtype).max)
     return features["image"] / largest, features["label"].astype(np.int32)
 

@@ -34,12 +34,17 @@ def client_data(examples: Tree, parts: Sequence[np.ndarray]) -> ClientData:
     """Put a split (`data.partition_*`) into the padded form that a round takes.
 
     Raises:
-        ValueError: no clients, an empty client, a position outside, or arrays of unequal length.
+        ValueError: no clients, an empty client, what is no position, or arrays of unequal length.
 
     >>> held = client_data({"x": np.arange(5.0)}, [np.array([0, 1, 4]), np.array([2])])
     >>> held.rows.tolist(), held.sizes.tolist()
     ([[0, 1, 4], [2, 2, 2]], [3, 1])
     """
+    for part in map(np.asarray, parts):
+        if part.ndim != 1 or (part.size and not np.issubdtype(part.dtype, np.integer)):
+            raise ValueError(
+                f"a client's positions are {part.dtype} {part.shape}, not integers (n,)"
+            )
     sizes = np.array([len(part) for part in parts], np.int32)
     if not sizes.size or not sizes.all():
         empty = np.flatnonzero(sizes == 0).tolist()
@@ -76,7 +81,8 @@ class LocalWork:
 
     def __post_init__(self) -> None:
         counts = [n for n in (self.steps, self.epochs) if n is not None]
-        if len(counts) != 1 or counts[0] < 1 or (self.batch_size or 1) < 1:
+        size = 1 if self.batch_size is None else self.batch_size
+        if len(counts) != 1 or counts[0] < 1 or size < 1:
             raise ValueError(f"{self}: give steps or epochs, at least 1, of batches of at least 1")
 
     def count(self, most: int) -> int:
@@ -125,7 +131,7 @@ def local_steps(
     """Run a client's steps, padding left out.
 
     Args:
-        step: (carry, one batch) -> (carry, outputs), floats.
+        step: (carry, one batch) -> (carry, outputs), floats; added up in float32 at least.
 
     Returns:
         The last carry, and the mean of the outputs over the steps.
@@ -140,7 +146,8 @@ def local_steps(
     """
     one = jax.tree.map(lambda leaf: leaf[0], batches)
     like = jax.eval_shape(lambda c: step(c, one)[1], carry)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    wide = lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)  # sums of many steps
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf)), like)
 
     def live(carry: Tree, total: Tree, batch: Batches) -> tuple[Tree, Tree]:
         carry, out = step(carry, batch)
@@ -171,7 +178,7 @@ def batches_of(work: LocalWork, key: Array, rows: Array, size: Array) -> Batches
         index = jax.random.randint(draw_key, (steps, batch), 0, size)
         return Batches(rows[index], jnp.ones((steps, batch)), keys, ragged=False)
     epochs = work.epochs or 1
-    bits = jax.random.bits(draw_key, (epochs, most)) >> 1
+    bits = jax.random.bits(draw_key, (epochs, most), jnp.uint32) >> 1
     order = jnp.argsort(jnp.where(place < size, bits, jnp.uint32(2**32 - 1)), axis=1)
     padding = steps // epochs * batch - most
     order = jnp.pad(order, ((0, 0), (0, padding))).reshape(steps, batch)

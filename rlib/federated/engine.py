@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import io_callback
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from rlib.compression import Codec, decode_tree, encode_tree, payload_bytes
+from rlib.compression import Codec, Identity, decode_tree, encode_tree, payload_bytes
 from rlib.federated.clients import (
     Batches,
     ClientData,
@@ -93,15 +92,18 @@ class Rounds(NamedTuple):
 
     Fields:
         init: (params, frozen=(), key=None) -> TrainState.
-        step: (state, ClientData) -> (state, metrics): "loss" (of the local steps, weighted),
-            "clients" (that took part), "nonfinite" (dropped for a message that is not finite),
-            "bytes_up" and "bytes_down" (of payloads), and the algorithm's own.
+        step: (state, ClientData) -> (state, metrics): "loss" (of the local steps, weighted; NaN if
+            nobody took part), "clients" (that took part), "nonfinite" (left out for what is not
+            finite), "bytes_up" and "bytes_down" (of what was sent), and the algorithm's own.
         mesh: over which clients are split, or None.
+        check: of `TrainStep`: with `nonfinite="error"` it raises. Call it with the metrics of
+            `simulate`; `training.fit` does.
     """
 
     init: Callable[..., TrainState]
     step: Callable[[TrainState, ClientData], tuple[TrainState, Scalars]]
     mesh: Mesh | None
+    check: Callable[[int, dict[str, Any]], None] | None = None
 
 
 def make_rounds(
@@ -137,11 +139,14 @@ def make_rounds(
             algorithms whose clients keep state.
         available: (key, round) -> who can be drawn; if fewer than S, fewer take part.
         dropout: probability that a client that was drawn sends nothing, and keeps its old state.
-        nonfinite: a client whose message is not finite is left out and counted ("drop"), or the
-            computation fails with a FloatingPointError ("error"; by a callback to the host).
-        up, down: codecs of the messages, and of what travels to the clients; what is computed on
-            is what arrives. None sends arrays as they are.
-        error_feedback: add to a client's message what its earlier ones left out.
+        nonfinite: a client of whom something is not finite is left out and counted ("drop"), or
+            stops the training ("error": `training.fit` raises FloatingPointError). A server's step
+            that is not finite is not taken, and all clients of its round count as such.
+        up, down: codecs of the messages, and of what travels to the clients, single numbers apart;
+            what is computed on is what arrives. None sends arrays as they are.
+        error_feedback: add to a client's message what its earlier ones left out. Without it no
+            lossy codec goes with clients that keep state: what they believe to have sent and what
+            arrived would part for good.
         at_once: clients that are trained side by side (`vmap`); the others follow (`scan`). None:
             one on a CPU, where it was fastest, or all if the model is tiny (`FEW_PARAMETERS`); all
             on accelerators. Fewer need less memory.
@@ -150,7 +155,9 @@ def make_rounds(
 
     Raises:
         ValueError: sizes that do not fit: more clients sampled than there are, weights that are
-            negative or sum to 0, a probability outside [0, 1); replacement with client state.
+            negative or sum to 0, a probability outside [0, 1); replacement, or a lossy codec
+            without error feedback, with client state. While tracing: `available` of another shape.
+        TypeError: while tracing: state that changes from integers to floats or back.
 
     Example:
         >>> import optax
@@ -171,6 +178,8 @@ def make_rounds(
         raise ValueError(f'nonfinite={nonfinite!r}; it must be "drop" or "error"')
     if error_feedback and (up is None or replace):
         raise ValueError("error_feedback needs a codec `up`, and sampling without replacement")
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"at_once={at_once}: at least one client is trained at once")
     given_weights = _numbers(weights, clients)
     shards = 1 if mesh is None else data_axis_size(mesh)
     axis = None if mesh is None else batch_spec(mesh)[0]
@@ -194,11 +203,20 @@ def make_rounds(
 
     def init(params: Tree, frozen: Tree = (), key: Array | None = None) -> TrainState:
         params = jax.tree.map(jnp.asarray, params)
-        server, client, error = algorithm.init(params), algorithm.client(params), ()
+        server, client = jax.tree.map(
+            jnp.asarray, (algorithm.init(params), algorithm.client(params))
+        )
+        error: Tree = ()
         if replace and jax.tree.leaves(client):
             raise ValueError(
                 "replace=True, but clients of this algorithm keep state, which two draws of one "
                 "client in a round would overwrite"
+            )
+        lossy = up is not None and not isinstance(up, Identity)
+        if lossy and jax.tree.leaves(client) and not error_feedback:
+            raise ValueError(
+                f"up={up}, but clients of this algorithm keep state, which follows what they sent "
+                "and not what arrived: give error_feedback=True"
             )
         if error_feedback:
             like = message_of(params, server)
@@ -241,7 +259,8 @@ def make_rounds(
                 scalars=_weighted_sum(weight, scalars),
                 message=() if algorithm.mix else _weighted_sum(weight, sent),
             )
-            return sums, _where(counts, new, old), (sent, weight) if algorithm.mix else ()
+            new = _kept_where(counts, new, old, "local")
+            return sums, new, (sent, weight) if algorithm.mix else ()
 
         def body(total: _Sums, given: tuple[_Slots, Tree]) -> tuple[_Sums, Tree]:
             sums, *rows = chunk(given)
@@ -268,11 +287,14 @@ def make_rounds(
         params, (server, *kept) = state.params, state.opt_state
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
         p = held.sizes.astype(jnp.float32) if given_weights is None else given_weights
+        p = p / jnp.sum(p)
         ident, there = _draw(keys[0], clients, drawn, replace, available, state.step)
         reached = jnp.sum(there)
         if dropout:
             there &= jax.random.uniform(keys[1], (drawn,)) >= dropout
-        size = min(at_once or _at_once(params, drawn, mesh), -(-drawn // shards))
+        most = -(-drawn // shards)
+        size = min(at_once or _at_once(params, drawn, mesh), most)
+        size = -(-most // -(-most // size))  # as even chunks as can be
         padding = -drawn % (size * shards)
         # Slots beyond the drawn clients have a place beyond the last one: reads there are
         # clamped, writes dropped.
@@ -303,29 +325,22 @@ def make_rounds(
             mixed = algorithm.mix(messages, weight / over)
         else:
             mixed = jax.tree.map(lambda x: (x / over).astype(x.dtype), sums.message)
-        about = Cohort(sums.count, sums.weight / jnp.sum(p), state.step)
-        new_params, new_server, found = algorithm.apply(params, server, mixed, about)
-        keep = lambda new, old: jax.tree.map(
-            lambda a, b: jnp.where(someone, a, b).astype(jnp.result_type(b)), new, old
-        )
-        if nonfinite == "error":
-            io_callback(_refuse, None, sums.nonfinite, state.step)
-        reported = sums.count.astype(jnp.float32)
+        about = Cohort(sums.count, sums.weight, state.step)
+        *new, found = algorithm.apply(params, server, mixed, about)
+        good = someone & _is_finite(new)
+        new_params, new_server = _kept_where(good, tuple(new), (params, server), "apply")
         metrics = {
-            **jax.tree.map(lambda x: x / over, sums.scalars),
+            **jax.tree.map(lambda x: jnp.where(someone, x / over, jnp.nan), sums.scalars),
             **found,
             "clients": sums.count,
-            "nonfinite": sums.nonfinite,
-            "bytes_up": reported * _bytes(up, message_of(params, server)),
+            "nonfinite": sums.nonfinite + jnp.where(good, 0, sums.count),
+            "bytes_up": jnp.sum(there).astype(jnp.float32) * _bytes(up, message_of(params, server)),
             "bytes_down": reached.astype(jnp.float32) * _bytes(down, sends),
         }
-        opt_state = FederatedState(keep(new_server, server), *kept)
-        state = state._replace(
-            step=state.step + 1, params=keep(new_params, params), opt_state=opt_state
-        )
-        return state, metrics
+        opt_state = FederatedState(new_server, *kept)
+        return state._replace(step=state.step + 1, params=new_params, opt_state=opt_state), metrics
 
-    return Rounds(init, step, mesh)
+    return Rounds(init, step, mesh, _refuse if nonfinite == "error" else None)
 
 
 def make_train_step(rounds: Rounds, params: Tree, frozen: Tree = ()) -> TrainStep:
@@ -364,6 +379,7 @@ def make_train_step(rounds: Rounds, params: Tree, frozen: Tree = ()) -> TrainSte
         ),
         shardings=shardings,
         mesh=mesh,
+        check=rounds.check,
     )
 
 
@@ -449,12 +465,12 @@ def _numbers(weights: Any, clients: int) -> Array | None:
         if weights not in ("examples", "equal"):
             raise ValueError(f'weights={weights!r}; "examples", "equal", or {clients} numbers')
         return jnp.ones(clients) if weights == "equal" else None
-    values = np.asarray(weights, np.float32)
+    values = np.asarray(weights, np.float64)
     if values.shape != (clients,) or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(f"weights of shape {values.shape}: {clients} finite numbers >= 0 wanted")
     if not values.sum() > 0:
         raise ValueError("weights sum to 0: no client would count")
-    return jnp.asarray(values)
+    return jnp.asarray(values / values.max(), jnp.float32)
 
 
 def _draw(key, clients: int, drawn: int, replace: bool, available, round: Array):
@@ -462,7 +478,12 @@ def _draw(key, clients: int, drawn: int, replace: bool, available, round: Array)
     there = jnp.ones(drawn, bool)
     if available is not None:
         own, who = jax.random.split(key)
-        can = available(own, round)
+        can = jnp.asarray(available(own, round))
+        if can.shape != (clients,) or can.dtype != bool:
+            raise ValueError(
+                f"available gave {can.dtype} {can.shape}; it must give a boolean for each of "
+                f"{clients} clients"
+            )
         if replace:
             ident = jax.random.categorical(who, jnp.where(can, 0.0, -jnp.inf), shape=(drawn,))
         else:
@@ -512,6 +533,8 @@ def _take(kept: Tree, ident: Array, axis: str | None) -> Tree:
     every = lax.all_gather(ident, axis, tiled=True)
 
     def take(x: Array) -> Array:
+        if x.dtype == bool:  # which devices do not add
+            return take(x.astype(jnp.uint8)).astype(bool)
         row = every - lax.axis_index(axis) * x.shape[0]
         mine = (row >= 0) & (row < x.shape[0])
         rows = _where(mine, x[jnp.clip(row, 0, x.shape[0] - 1)], jnp.zeros((), x.dtype))
@@ -544,6 +567,19 @@ def _where(chosen: Array, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda a: jnp.where(mask(a), a, old), new)
 
 
+def _kept_where(chosen: Array, new: Tree, old: Tree, who: str) -> Tree:
+    """`new` where chosen (by the leading axis if there is one), else `old`; in types of `old`."""
+
+    def pick(a: Any, b: Array) -> Array:
+        a = jnp.asarray(a)
+        if jnp.issubdtype(a.dtype, jnp.floating) != jnp.issubdtype(b.dtype, jnp.floating):
+            raise TypeError(f"{who} turned state of {b.dtype} into {a.dtype}; begin with {a.dtype}")
+        mask = chosen.reshape(chosen.shape + (1,) * (a.ndim - chosen.ndim))
+        return jnp.where(mask, a, b).astype(b.dtype)
+
+    return jax.tree.map(pick, new, old)
+
+
 def _zeros(like: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
@@ -566,18 +602,27 @@ def _through(codec: Codec | None, key: Array, tree: Tree) -> Tree:
     """What arrives of a tree at the other end of a link."""
     if codec is None:
         return tree
-    return decode_tree(codec, encode_tree(codec, key, tree), tree)
+    structure: Any = jax.tree.structure(tree)
+    leaves = jax.tree.leaves(tree)
+    arrays = [x for x in leaves if jnp.ndim(x)]
+    arrived = iter(decode_tree(codec, encode_tree(codec, key, arrays), arrays))
+    return structure.unflatten([next(arrived) if jnp.ndim(x) else x for x in leaves])
 
 
 def _bytes(codec: Codec | None, tree: Tree) -> int:
+    leaves = jax.tree.leaves(tree)
     if codec is None:
-        return payload_bytes(tree)
-    return payload_bytes(jax.eval_shape(lambda x: encode_tree(codec, jax.random.key(0), x), tree))
+        return payload_bytes(leaves)
+    arrays = [x for x in leaves if jnp.ndim(x)]
+    coded = jax.eval_shape(lambda x: encode_tree(codec, jax.random.key(0), x), arrays)
+    return payload_bytes(coded) + payload_bytes([x for x in leaves if not jnp.ndim(x)])
 
 
-def _refuse(nonfinite: np.ndarray, round: np.ndarray) -> None:
-    if np.any(nonfinite > 0):
+def _refuse(first: int, metrics: dict[str, Any]) -> None:
+    counts = np.asarray(metrics["nonfinite"])
+    if np.any(counts):
+        at = int(np.argmax(counts > 0))
         raise FloatingPointError(
-            f"round {int(np.max(round))}: what {int(np.max(nonfinite))} clients sent is not "
-            'finite; take a smaller rate, or nonfinite="drop"'
+            f"round {first + at}: something of {int(counts[at])} clients is not finite; take a "
+            'smaller rate, or nonfinite="drop"'
         )

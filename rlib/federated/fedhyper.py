@@ -39,7 +39,6 @@ def fedhyper(
     *,
     server: bool = True,
     client: Literal["constant", "sl", "cl"] = "constant",
-    steps: int | None = None,
     alpha: float = 1.0,
     gamma_alpha: optim.FedHyperBounds = 3.0,
     gamma_beta: optim.FedHyperBounds = 10.0,
@@ -55,32 +54,30 @@ def fedhyper(
         server: schedule the global rate (G); otherwise it stays `alpha`.
         client: "constant"; "sl": the server schedules the rate, between rounds; "cl": every client
             does, within each round.
-        steps: K, local steps, for the 1 / K of "cl".
         alpha: the global rate, with `server` the first one.
         gamma_alpha, gamma_beta: bounds, relative to the first rates.
-        global_coef: in place of 1 / K.
+        global_coef: weight of the last round in "cl"; None is 1 / K, K the steps of the client.
         momentum: of the server, with G.
         optimizer: takes what G scaled for a gradient, for example Adam; None subtracts it.
-        variant: "official" as in the tables of `optim.scale_by_fedhyper_g`.
+        variant: "official": the rules of the table in `optim.fedhyper`; its bounds and its
+            global_coef, 0.1 over the sampled clients, are yours to give.
 
     Raises:
-        ValueError: another `client`; "cl" without `steps` or `global_coef`; as the transforms.
+        ValueError: another `client`; as the transforms.
 
-    >>> algorithm = fedhyper(0.05, client="cl", steps=10)  # G + CL
+    >>> algorithm = fedhyper(0.05, client="cl")  # G + CL
     >>> float(algorithm.init(jnp.zeros(3)).alpha.rate)
     1.0
     """
     if client not in ("constant", "sl", "cl"):
         raise ValueError(f'client={client!r}; it must be "constant", "sl" or "cl"')
-    if client == "cl" and steps is None and global_coef is None:
-        raise ValueError('client="cl" needs steps=K, for the weight 1 / K of the last round')
     scale = optim.scale_by_fedhyper_g(alpha, gamma_alpha, momentum, variant=variant)
     schedule = optim.fedhyper_sl(beta, gamma_beta, variant=variant)
-    if client == "cl":
-        weight: Any = 1 / steps if global_coef is None and steps is not None else global_coef
-        rule: Any = optim.scale_by_fedhyper_cl(
-            beta, gamma_beta, global_coef=weight, variant=variant
-        )
+
+    def client_rule(weight: Any) -> optax.GradientTransformationExtraArgs:
+        return optim.scale_by_fedhyper_cl(beta, gamma_beta, global_coef=weight, variant=variant)
+
+    client_rule(0.0)  # checks
     take = optimizer or optax.scale(-1.0)
 
     def init(params: Tree) -> FedHyperServer:
@@ -94,6 +91,7 @@ def fedhyper(
 
     def local(_: Tree, down: Tree, batches: Batches, grad: Grad):
         start, rate, previous = down
+        rule = client_rule(1 / batches.steps if global_coef is None else global_coef)
 
         def step(carry: tuple[Tree, Tree], batch: Batches):
             x, state = carry

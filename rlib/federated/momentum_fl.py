@@ -35,11 +35,13 @@ class MomentumServer(NamedTuple):
         g: the running estimate of the global gradient, or () where it is not used.
         c: the mean of the clients' control variates, or ().
         previous: the model before the last round, or ().
+        started: whether g means something, for the variance-reduced forms.
     """
 
     g: Tree
     c: Tree
     previous: Tree
+    started: Tree
 
 
 def fedavg_m(
@@ -112,15 +114,21 @@ def _momentum(eta, gamma, beta, variance_reduced: bool, g0, *, control: bool, an
     optim.scale_by_global_momentum(beta)  # checks it
 
     def init(params: Tree) -> MomentumServer:
-        g = zeros(params) if g0 is None else jax.tree.map(jnp.asarray, g0)
-        c = zeros(params) if control else ()
-        return MomentumServer(g if anchored else (), c, params if variance_reduced else ())
+        g = zeros(params)
+        if g0 is not None:
+            g = jax.tree.map(lambda zero, x: zero + jnp.asarray(x, jnp.float32), g, g0)
+        return MomentumServer(
+            g=g if anchored else (),
+            c=zeros(params) if control else (),
+            previous=params if variance_reduced else (),
+            started=jnp.asarray(g0 is not None),
+        )
 
     def down(params: Tree, server: MomentumServer, round: Array):
         weight = jnp.float32(beta)
-        if variance_reduced and g0 is None:
-            weight = jnp.where(round == 0, 1.0, weight)
-        return params, server, weight
+        if variance_reduced:
+            weight = jnp.where(server.started, weight, 1.0)
+        return params, server._replace(started=()), weight
 
     def local(own: Tree, down: tuple[Tree, MomentumServer, Array], batches: Batches, grad: Grad):
         start, server, weight = down
@@ -151,7 +159,7 @@ def _momentum(eta, gamma, beta, variance_reduced: bool, g0, *, control: bool, an
             c = jax.tree.map(lambda old, change: old + cohort.share * change, server.c, c)
         new = jax.tree.map(lambda x, g: x - (gamma * g).astype(x.dtype), params, g)
         previous = params if variance_reduced else ()
-        return new, MomentumServer(g if anchored else (), c, previous), {}
+        return new, MomentumServer(g if anchored else (), c, previous, jnp.asarray(True)), {}
 
     client = zeros if control else (lambda params: ())
     return Algorithm(local, apply, down=down, init=init, client=client)

@@ -204,12 +204,12 @@ def scale_by_fedhyper_cl(
             agreed = optax.tree.vdot(steps, state.previous)
             agreed += global_coef * optax.tree.vdot(steps, previous_delta)
             factor = jnp.where(state.count == 0, 1.0, jnp.minimum(1.1, 1 + agreed))
-            rate = jnp.clip(state.rate * factor, low, high)
+            rate = jnp.clip(state.rate * factor, low, high).astype(state.rate.dtype)
             return steps, FedHyperClientState(rate, _wide(steps), state.count + 1)
         agreed = optax.tree.vdot(g, state.previous)
         agreed += global_coef * optax.tree.vdot(g, previous_delta)
         moved = jnp.clip(state.rate + agreed, low, high)
-        rate = jnp.where(state.count == 0, state.rate, moved)
+        rate = jnp.where(state.count == 0, state.rate, moved).astype(state.rate.dtype)
         scaled = jax.tree.map(lambda x: rate.astype(x.dtype) * x, g)
         return scaled, FedHyperClientState(rate, _wide(g), state.count + 1)
 
@@ -217,14 +217,15 @@ def scale_by_fedhyper_cl(
 
 
 def _moved(direction: Tree, inner, state: FedHyperState, low, high) -> FedHyperState:
-    moved = state.rate + inner
+    # Where the product overflowed to a difference of infinities, the rate stays.
+    moved = state.rate + jnp.where(jnp.isnan(inner), 0.0, inner)
     first = state.count == 0
     rate = jnp.where(first, state.rate, jnp.clip(moved, low, high))
     clipped = ~first & ((moved < low) | (moved > high))
     return FedHyperState(
         previous=direction,
-        rate=rate,
-        inner=inner,
+        rate=rate.astype(state.rate.dtype),
+        inner=inner.astype(jnp.float32),
         clipped=state.clipped + clipped.astype(jnp.int32),
         count=state.count + 1,
     )

@@ -58,12 +58,15 @@ class TrainStep(NamedTuple):
             "loss" and what the loss function returned, averaged over microbatches.
         shardings: TrainState of NamedShardings.
         mesh: the mesh.
+        check: (first step, metrics of some steps from there on) -> None, raises where a training
+            is to stop; on the host, between device calls. None for no check.
     """
 
     init: Callable[..., TrainState]
     step: Callable[[TrainState, Tree], tuple[TrainState, Metrics]]
     shardings: TrainState
     mesh: Mesh
+    check: Callable[[int, dict[str, Any]], None] | None = None
 
 
 def make_train_step(

@@ -58,7 +58,7 @@ def fit(
         The state, and for every metric its values, one per step done here.
 
     Raises:
-        ValueError: `chunk` below 1.
+        ValueError: `chunk` below 1. What a step's `check` raises.
 
     >>> import optax
     >>> from rlib.parallel import make_mesh, make_train_step
@@ -84,6 +84,8 @@ def fit(
             else:
                 state, metrics = _run_resident(state, data, count, chunk, train.step)
             chunks.append({name: np.asarray(values)[:count] for name, values in metrics.items()})
+            if train.check is not None:
+                train.check(done, chunks[-1])
             done += count
             if on_chunk is not None:
                 on_chunk(state, chunks[-1])

@@ -76,7 +76,7 @@ def test_equal_sizes_use_up_everything_if_they_must():
     [
         (lambda: data.partition_iid(3, 4), "3 examples cannot be dealt to 4"),
         (lambda: data.partition_iid(3, 0), "to 0 clients"),
-        (lambda: data.partition_shards(LABELS, 5, 0), "at least one shard"),
+        (lambda: data.partition_shards(LABELS, 5, 0), "times each=0 shards"),
         (lambda: data.partition_dirichlet(LABELS, 5, 0.0), "must be positive"),
         (lambda: data.partition_dirichlet(LABELS, 5, 1.0, size=101), "of 101 examples from 500"),
         (lambda: data.partition_dirichlet(LABELS, 20, 0.01, least=20), "left one of 20 clients"),

@@ -63,7 +63,7 @@ def test_cl_trajectory():
 
 def test_cl_in_the_engine_is_that_transform(two):
     steps, beta = 3, 0.05
-    algorithm = federated.fedhyper(beta, server=False, client="cl", steps=steps)
+    algorithm = federated.fedhyper(beta, server=False, client="cl")
     xs, *_ = two.run(algorithm, steps, rounds=3)
     x, delta = 4.0, 0.0
     for round in range(3):
@@ -131,7 +131,7 @@ def test_constant_and_alternating_updates():
 
 @pytest.mark.parametrize("client", ["constant", "sl", "cl"])
 def test_bounds_of_one_are_fedavg_to_the_bit(two, client):
-    fixed = federated.fedhyper(0.05, client=client, steps=3, gamma_alpha=1.0, gamma_beta=1.0)
+    fixed = federated.fedhyper(0.05, client=client, gamma_alpha=1.0, gamma_beta=1.0)
     plain = federated.fedavg(optax.sgd(0.05))
     np.testing.assert_array_equal(two.run(fixed, 3, 3)[0], two.run(plain, 3, 3)[0])
 
@@ -195,8 +195,6 @@ def test_bounds_and_weight_can_be_traced(two):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="needs steps=K"):
-        federated.fedhyper(0.1, client="cl")
     with pytest.raises(ValueError, match="client='slow'"):
         federated.fedhyper(0.1, client="slow")
     with pytest.raises(ValueError, match="at least 1, or a pair"):

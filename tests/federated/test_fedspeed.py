@@ -89,6 +89,14 @@ def test_the_server_keeps_the_mean_of_the_duals(two):
     np.testing.assert_allclose(state.opt_state.server, LAMBDA * duals.mean(), rtol=1e-5)
 
 
+def test_weights_of_clients_are_those_of_the_minimum_and_of_the_mean(two):
+    """With weights 1 and 3 the minimum is at (-1 + 9) / (1 + 9)."""
+    x, state = two.limit(speed(), K, rounds=4000, weights=[1.0, 3.0], sampled=1)
+    assert x == pytest.approx(0.8, abs=1e-3)
+    mean = LAMBDA * np.array([0.25, 0.75]) @ np.asarray(state.opt_state.clients)
+    np.testing.assert_allclose(state.opt_state.server, mean, atol=1e-3)
+
+
 def test_without_duals_and_ascent_the_first_round_is_fedprox(two):
     """Duals are 0 in round 0; what is left of them is taken away from the new model."""
     _, _, state = two.run(speed(), K, rounds=1)

@@ -137,6 +137,20 @@ def test_without_g0_the_first_round_is_that_of_beta_one(two):
     np.testing.assert_allclose(first, plain, rtol=1e-6)
 
 
+def test_an_empty_round_does_not_start_the_variance_reduced_forms(two):
+    reduced = federated.fedavg_m(ETA, GAMMA, BETA, variance_reduced=True)
+    plain, *_ = two.run(reduced, K, rounds=3)
+    late = lambda key, round: jnp.full(2, round > 0)
+    after_one, *_ = two.run(reduced, K, rounds=4, available=late)
+    np.testing.assert_allclose(after_one[1:], plain, rtol=1e-5)
+
+
+def test_g0_is_a_number_of_any_type(two):
+    x, *_ = two.run(federated.fedavg_m(ETA, GAMMA, BETA, g0=7), K, rounds=2)
+    expected, *_ = two.run(federated.fedavg_m(ETA, GAMMA, BETA, g0=jnp.float32(7.0)), K, rounds=2)
+    np.testing.assert_array_equal(x, expected)
+
+
 def test_scaffold_m_vr_ends_at_the_minimum(two):
     algorithm = federated.scaffold_m(0.02, 0.05, 0.5, variance_reduced=True)
     x, _ = two.limit(algorithm, K, rounds=3000, sampled=1)
