@@ -65,7 +65,7 @@ NETWORK = {
     "momenta": (0.5, 0.9),
 }
 BASE = {
-    "expected": "about 9 minutes and 1 GB of memory on two CPU cores",
+    "expected": "about 10 minutes and 1 GB of memory on two CPU cores",
     "mesh": {"data": 1},  # one device computes all
     "methods": (
         "fedavg",
