@@ -177,7 +177,7 @@ class Study:
         make = functools.partial(federated.fedspeed, local, s["prox"], s["ascent"], s["mixing"])
         if method == "fedspeed":
             return _watched(make(), whole)
-        undo = lambda sent, dual, batches: jax.tree.map(lambda m, d: m + s["prox"] * d, sent, dual)
+        undo = lambda sent, dual, batches: jax.tree.map(lambda m, d: m - s["prox"] * d, sent, dual)
         return _watched(make(dual_average="sampled"), undo)
 
     def rounds(self, method: str, k: int, setting: Any) -> federated.Rounds:
