@@ -214,11 +214,10 @@ def sizes(console: Console, repeats: int, most: int) -> None:
         train = make_train_step(made, params)
         state = [train.init(params)]
         step: Any = train.step
-        lowered = step.lower(state[0], held).compile()
-        memory = lowered.memory_analysis()
+        memory = step.lower(state[0], held).compile().memory_analysis()
 
-        def run(state=state, lowered=lowered, held=held):
-            state[0], metrics = lowered(state[0], held)
+        def run(state=state, step=step, held=held):
+            state[0], metrics = step(state[0], held)
             return metrics
 
         seconds = np.median(in_turns({"": run}, repeats)[""])

@@ -30,8 +30,8 @@ from rlib.parallel import TrainState, TrainStep, batch_spec, data_axis_size, mak
 
 Tree = Any
 Scalars = dict[str, Array]
-#: Below this many parameters, all in vectors and matrices, a CPU trains clients side by side.
-FEW_PARAMETERS = 8192
+#: Parameters of dense clients that a CPU trains side by side: beyond it leaves its caches.
+PARAMETERS_AT_ONCE = 2**20
 
 
 class Cohort(NamedTuple):
@@ -148,8 +148,8 @@ def make_rounds(
             lossy codec goes with clients that keep state: what they believe to have sent and what
             arrived would part for good.
         at_once: clients that are trained side by side (`vmap`); the others follow (`scan`). None:
-            one on a CPU, where it was fastest, or all if the model is tiny (`FEW_PARAMETERS`); all
-            on accelerators. Fewer need less memory.
+            all on accelerators; on a CPU one where the model has convolutions, else as many as have
+            `PARAMETERS_AT_ONCE` together, by measurement. Fewer need less memory.
         mesh: splits a round's clients, and state that they keep, over its data axis; examples are
             on every device.
 
@@ -507,8 +507,11 @@ def _draw(key, clients: int, drawn: int, replace: bool, available, round: Array)
 def _at_once(params: Tree, drawn: int, mesh: Mesh | None) -> int:
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     leaves = jax.tree.leaves(params)
-    tiny = sum(x.size for x in leaves) <= FEW_PARAMETERS and all(x.ndim <= 2 for x in leaves)
-    return drawn if platform != "cpu" or tiny else 1
+    if platform != "cpu":
+        return drawn
+    if any(x.ndim > 2 for x in leaves):  # over kernels `vmap` makes grouped convolutions
+        return 1
+    return max(1, min(drawn, PARAMETERS_AT_ONCE // max(1, sum(x.size for x in leaves))))
 
 
 def _side_by_side(train: Callable[..., Tree], size: int) -> Callable[..., Tree]:

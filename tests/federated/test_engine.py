@@ -445,3 +445,12 @@ def test_mistakes_in_data_and_losses_are_told(digits):
     )
     with pytest.raises(ValueError, match="one value for each of the 8 examples"):
         made.step(made.init(PARAMS), digits)
+
+
+def test_how_many_clients_train_side_by_side_on_a_cpu():
+    dense = lambda size: {"w": jnp.zeros((size, 1)), "b": jnp.zeros(1)}
+    at_once = lambda params: federated.engine._at_once(params, 20, None)
+    assert at_once(dense(1000)) == 20  # all
+    assert at_once(dense(2**17)) == 7
+    assert at_once(dense(2**21)) == 1
+    assert at_once({"kernel": jnp.zeros((3, 3, 1, 1))}) == 1
