@@ -111,8 +111,8 @@ def _distances(config, transform, n, zeta, gammas, noise, seeds) -> np.ndarray:
     keys = jnp.stack([named_key(seed, "noise") for seed in range(seeds)])
     tx = parallel.on_one_device(transform, n, AXIS)
 
-    def descend(gamma, a, b, optimum, key):
-        def step(carry, key):
+    def distances(gamma, a, b, optimum, key):
+        def step(carry, key):  # by the gradients of many workers, so no `training.descend`
             x, state = carry
             gradients = a[:, None] * (a[:, None] * x - b)
             gradients += noise / np.sqrt(d) * jax.random.normal(key, (n, d))
@@ -123,7 +123,7 @@ def _distances(config, transform, n, zeta, gammas, noise, seeds) -> np.ndarray:
         x = jnp.zeros(d)
         return jax.lax.scan(step, (x, tx.init(x)), jax.random.split(key, rounds))[1]
 
-    over_seeds = jax.vmap(descend, in_axes=(None, 0, 0, 0, 0))
+    over_seeds = jax.vmap(distances, in_axes=(None, 0, 0, 0, 0))
     over_gammas = jax.vmap(over_seeds, in_axes=(0, None, None, None, None))
     return np.asarray(jax.jit(over_gammas)(jnp.asarray(gammas), a, b, optimum, keys))
 
@@ -237,7 +237,7 @@ def _trainer(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def stretch(carry, gamma, keys, shards):
-        def step(carry, key):
+        def step(carry, key):  # by the gradients of many workers, so no `training.descend`
             params, state = carry
             keys = jax.random.split(key, options.workers)
             grads = jax.lax.map(lambda part: local(params, *part), (*shards, keys))

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 from sklearn.datasets import make_blobs
 
-from rlib import information, optim, parallel
+from rlib import information, optim, parallel, training
 from rlib.experiment import (
     COLOURS,
     Claim,
@@ -126,27 +126,20 @@ def _train(config: ConfigDict, constrained: bool, network_of, params, key, decay
         optim.record_swag(config.swag.start, 1, config.swag.rank),
     )
 
-    def loss(params, multiplier, key):
+    def loss(params, key, multiplier):
         network = network_of(params)
         mean, sd = network.encoder(x)
         z = mean + sd * jax.random.normal(key, mean.shape)
         value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(network.head(z), labels))
         if not constrained:
-            return value, jnp.zeros(())
+            return value, multiplier
         lacking = config.target - information.gaussian_information(z, mean, sd)
-        return value + multiplier * lacking, lacking
-
-    def step(carry, key):
-        params, state, multiplier = carry
-        grads, lacking = jax.grad(loss, has_aux=True)(params, multiplier, key)
-        updates, state = tx.update(grads, state, params)
-        multiplier = multiplier + config.multiplier_rate * lacking  # ascent
-        return (optax.apply_updates(params, updates), state, multiplier), None
+        ascended = multiplier + config.multiplier_rate * lacking
+        return value + multiplier * lacking, ascended
 
     keys = jax.random.split(jax.random.fold_in(key, 1), config.epochs)
-    carry = (params, tx.init(params), jnp.zeros(()))
-    params, state, multiplier = jax.lax.scan(step, carry, keys)[0]
-    return params, state[-1], multiplier
+    found = training.descend(loss, params, tx, keys, jnp.zeros(()))
+    return found.params, found.state[-1], found.carry
 
 
 def _measure(config: ConfigDict, network_of, params, key, examples) -> Values:

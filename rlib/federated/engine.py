@@ -133,7 +133,7 @@ def make_rounds(
         loss: of each example, so that padding can be left out of means.
         work: how much a client does in a round.
         clients: their number N.
-        sampled: S of them take part in a round, uniformly drawn; None for all, in order.
+        sampled: S of them take part in a round, uniformly drawn; None for all.
         weights: p_i: by examples, equal, or N numbers >= 0.
         replace: draw with replacement; a client that is drawn twice trains twice. Not for
             algorithms whose clients keep state.
@@ -141,7 +141,8 @@ def make_rounds(
         dropout: probability that a client that was drawn sends nothing, and keeps its old state.
         nonfinite: a client of whom something is not finite is left out and counted ("drop"), or
             stops the training ("error": `training.fit` raises FloatingPointError). A server's step
-            that is not finite is not taken, and all clients of its round count as such.
+            that is not finite is not taken, and all clients of its round count as such (what
+            they keep has moved on).
         up, down: codecs of the messages, and of what travels to the clients, single numbers apart;
             what is computed on is what arrives. None sends arrays as they are.
         error_feedback: add to a client's message what its earlier ones left out. Without it no
@@ -404,6 +405,7 @@ def simulate(
     number: int,
     *,
     key: Array | None = None,
+    state: TrainState | None = None,
     looks: int = 1,
     look: Callable[[Tree], Tree] = lambda params: None,
 ) -> Simulation:
@@ -411,7 +413,10 @@ def simulate(
 
     Args:
         number: of rounds.
+        held: arrays on the device, or arguments of what is compiled around this: host arrays
+            would become constants of the program.
         key: of the whole training.
+        state: to go on from, in place of `rounds.init(params, (), key)`.
         look: what to compute of the parameters, `looks` times at equal distances.
 
     Raises:
@@ -436,7 +441,8 @@ def simulate(
         )
         return state, (metrics, look(state.params))
 
-    state, (metrics, seen) = lax.scan(stretch, rounds.init(params, (), key), length=looks)
+    first = rounds.init(params, (), key) if state is None else state
+    state, (metrics, seen) = lax.scan(stretch, first, length=looks)
     metrics = jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), metrics)
     return Simulation(state, metrics, seen)
 
