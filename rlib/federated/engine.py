@@ -442,9 +442,9 @@ def simulate(
         return state, (metrics, look(state.params))
 
     first = rounds.init(params, (), key) if state is None else state
-    state, (metrics, seen) = lax.scan(stretch, first, length=looks)
+    last, (metrics, seen) = lax.scan(stretch, first, length=looks)
     metrics = jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), metrics)
-    return Simulation(state, metrics, seen)
+    return Simulation(last, metrics, seen)
 
 
 class _Slots(NamedTuple):
