@@ -281,7 +281,11 @@ def _parts(options: ConfigDict, labels: np.ndarray, seed: int) -> list[np.ndarra
     clients = options.clients
     match options.split:
         case "label":
-            return data.partition_by_label(labels, clients)
+            parts = data.partition_by_key(labels)
+            if len(parts) != clients:
+                raise UsageError(f"{clients} clients for {len(parts)} labels; one each is wanted")
+            size = min(map(len, parts))
+            return [part[:size] for part in parts]
         case "shards":
             return data.partition_shards(labels, clients, seed=seed)
         case "dirichlet":

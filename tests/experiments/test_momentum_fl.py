@@ -79,7 +79,9 @@ def test_clients_hold_the_labels_that_the_split_says():
     kinds = lambda place: [
         len(np.unique(labels[part])) for part in momentum_fl._parts(config[place], labels, 0)
     ]
-    assert np.mean(kinds("full")) < 2  # the digits are not equally frequent
+    assert kinds("full") == [1] * 10
+    with pytest.raises(UsageError, match="9 clients for 10 labels"):
+        momentum_fl._parts(ConfigDict({"clients": 9, "split": "label"}), labels, 0)
     assert len(kinds("partial")) == 20
     assert max(kinds("partial")) <= 4
     assert len(kinds("noisy")) == 100
