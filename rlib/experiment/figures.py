@@ -88,7 +88,8 @@ def draw_split(axes: Axes, parts: Sequence[np.ndarray], labels: np.ndarray, titl
     names = np.unique(labels)
     counts = np.array([[np.sum(labels[part] == name) for name in names] for part in parts])
     client, label = np.nonzero(counts)
-    area = 160 * counts[client, label] / max(counts.max(), 1)
+    largest = min(160, 4000 / len(parts))  # so that many clients do not cover each other
+    area = largest * counts[client, label] / max(counts.max(), 1)
     axes.set(title=title, xlabel="client", ylabel="label", xlim=(-1, len(parts)))
     axes.set_yticks(range(len(names)), [str(name) for name in names])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -252,7 +252,7 @@ def make_rounds(
             counts = finite & (part.weight > 0)
             weight = jnp.where(counts, part.weight, 0.0)
             # Zeros before weights, for 0 times NaN is NaN.
-            sent, scalars = _where(counts, (sent, scalars), _zeros((sent, scalars)))
+            sent, scalars = _where(counts, (sent, scalars), _zeros((sent, scalars)), "local")
             sums = _Sums(
                 weight=jnp.sum(weight),
                 count=jnp.sum(counts),
@@ -260,7 +260,7 @@ def make_rounds(
                 scalars=_weighted_sum(weight, scalars),
                 message=() if algorithm.mix else _weighted_sum(weight, sent),
             )
-            new = _kept_where(counts, new, old, "local")
+            new = _where(counts, new, old, "local")
             return sums, new, (sent, weight) if algorithm.mix else ()
 
         def body(total: _Sums, given: tuple[_Slots, Tree]) -> tuple[_Sums, Tree]:
@@ -329,7 +329,7 @@ def make_rounds(
         about = Cohort(sums.count, sums.weight, state.step)
         *new, found = algorithm.apply(params, server, mixed, about)
         good = someone & _is_finite(new)
-        new_params, new_server = _kept_where(good, tuple(new), (params, server), "apply")
+        new_params, new_server = _where(good, tuple(new), (params, server), "apply")
         metrics = {
             **jax.tree.map(lambda x: jnp.where(someone, x / over, jnp.nan), sums.scalars),
             **found,
@@ -546,7 +546,8 @@ def _take(kept: Tree, ident: Array, axis: str | None) -> Tree:
             return take(x.astype(jnp.uint8)).astype(bool)
         row = every - lax.axis_index(axis) * x.shape[0]
         mine = (row >= 0) & (row < x.shape[0])
-        rows = _where(mine, x[jnp.clip(row, 0, x.shape[0] - 1)], jnp.zeros((), x.dtype))
+        rows = x[jnp.clip(row, 0, x.shape[0] - 1)]
+        rows = _where(mine, rows, jnp.zeros_like(rows), "the mesh")
         return lax.psum_scatter(rows, axis, tiled=True)
 
     return jax.tree.map(take, kept)
@@ -568,15 +569,7 @@ def _put(kept: Tree, ident: Array, new: Tree, axis: str | None) -> Tree:
     return jax.tree.map(put, kept, new)
 
 
-def _where(chosen: Array, new: Tree, old: Tree) -> Tree:
-    """By the leading axis."""
-    mask = lambda x: chosen.reshape(-1, *[1] * (x.ndim - 1))
-    if not isinstance(old, jax.Array) or old.ndim:
-        return jax.tree.map(lambda a, b: jnp.where(mask(a), a, b), new, old)
-    return jax.tree.map(lambda a: jnp.where(mask(a), a, old), new)
-
-
-def _kept_where(chosen: Array, new: Tree, old: Tree, who: str) -> Tree:
+def _where(chosen: Array, new: Tree, old: Tree, who: str) -> Tree:
     """`new` where chosen (by the leading axis if there is one), else `old`; in types of `old`."""
 
     def pick(a: Any, b: Array) -> Array:
