@@ -26,7 +26,7 @@ METHODS = (
     "gm",
 )
 BASE = {
-    "expected": "about 5 minutes and 1 GB of memory on two CPU cores",
+    "expected": "about 3 minutes and 1 GB of memory on two CPU cores",
     "seeds": 10,
     "mesh": {"data": 1},  # it stays on one device
     "dataset": "digits",

@@ -16,7 +16,7 @@ from rlib.experiment import apply_preset
 #: For methods of one setting alone.
 RATES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 BASE = {
-    "expected": "about 5 minutes and 1 GB of memory on two CPU cores",
+    "expected": "about 3 minutes and 1 GB of memory on two CPU cores",
     "mesh": {"data": 1},  # one device computes all; a round's clients are few
     "seeds": 10,  # each has its own split of the data, weights and batches
     "dataset": "digits",
