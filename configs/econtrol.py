@@ -79,7 +79,7 @@ SMOKE = {
     "squares.gains": (1.0, 10.0),
     "digits.rounds": 20,
     "digits.looks": 4,
-    "digits.gammas": (0.3,),
+    "digits.gammas": (0.1, 0.3),
     "digits.seeds": 2,
 }
 FULL = {

@@ -120,8 +120,8 @@ BASE = {
 }  # fmt: skip
 QUICK = {
     "seeds": 2, "draws": 1, "rounds": 4, "looks": 4, "tail": 2, "steps": 2,
-    "etas": (0.1,), "more_etas": (0.1,), "servers": (1.0,), "betas": (0.1,), "mus": (0.01,),
-    "momenta": (0.5,),
+    "etas": (0.03, 0.1), "more_etas": (0.03, 0.1), "servers": (1.0,),
+    "betas": (0.1,), "mus": (0.01,), "momenta": (0.5,),
 }  # fmt: skip
 SMOKE = {
     "expected": "about a minute, nearly all of it compilation",

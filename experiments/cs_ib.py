@@ -32,7 +32,6 @@ from rlib.experiment import (
     Run,
     UsageError,
     capped,
-    choose,
     judge,
     legend,
     named_key,
@@ -436,14 +435,13 @@ def _compare(run, config, name, options, methods, seeds, make) -> Found:
         for method in methods:
             trials = _trials(config, method)
 
-            def tune(method=method, trials=trials, problem=problem, draws=draws) -> Values:
+            def tune(method=method, trials=trials, problem=problem, draws=draws) -> np.ndarray:
                 problems = [problem(seed) for _ in trials for seed in draws]
                 settings = [trial for trial in trials for _ in draws]
                 errors = _fits(run, config, method, problems, settings)["absolute"]
-                return {"errors": errors.reshape(len(trials), -1)}
+                return errors.reshape(len(trials), -1)
 
-            errors = run.cached(f"tune/{name}/{condition}/{method}", tune)["errors"].mean(axis=1)
-            best = choose(trials, errors)
+            best = run.choose(f"tune/{name}/{condition}/{method}", trials, tune)
 
             def fit(method=method, best=best, problem=problem) -> Values:
                 problems = [problem(seed) for seed in range(seeds)]

@@ -30,7 +30,6 @@ from rlib.experiment import (
     Run,
     UsageError,
     capped,
-    choose,
     legend,
     named_key,
     panels,
@@ -112,20 +111,29 @@ def _distances(config, transform, n, zeta, gammas, noise, seeds) -> np.ndarray:
     tx = parallel.on_one_device(transform, n, AXIS)
 
     def distances(gamma, a, b, optimum, key):
-        def step(carry, key):  # by the gradients of many workers, so no `training.descend`
-            x, state = carry
-            gradients = a[:, None] * (a[:, None] * x - b)
-            gradients += noise / np.sqrt(d) * jax.random.normal(key, (n, d))
-            update, state = tx.update(gradients, state, x)
-            x = x - gamma * update
-            return (x, state), jnp.sum(jnp.square(x - optimum))
+        def gradients(x, key):
+            exact = a[:, None] * (a[:, None] * x - b)
+            return exact + noise / np.sqrt(d) * jax.random.normal(key, (n, d))
 
-        x = jnp.zeros(d)
-        return jax.lax.scan(step, (x, tx.init(x)), jax.random.split(key, rounds))[1]
+        x, keys = jnp.zeros(d), jax.random.split(key, rounds)
+        distance = lambda x: jnp.sum(jnp.square(x - optimum))
+        return _rounds(tx, gradients, gamma, (x, tx.init(x)), keys, distance)[1]
 
     over_seeds = jax.vmap(distances, in_axes=(None, 0, 0, 0, 0))
     over_gammas = jax.vmap(over_seeds, in_axes=(0, None, None, None, None))
     return np.asarray(jax.jit(over_gammas)(jnp.asarray(gammas), a, b, optimum, keys))
+
+
+def _rounds(tx, gradients, gamma, carry, keys, look=lambda params: None):
+    """A loop like `training.descend`, by the gradients of many workers."""
+
+    def step(carry, key):
+        params, state = carry
+        updates, state = tx.update(gradients(params, key), state, params)
+        params = jax.tree.map(lambda p, u: p - gamma * u, params, updates)
+        return (params, state), look(params)
+
+    return jax.lax.scan(step, carry, keys)
 
 
 def _codec(config: ConfigDict) -> compression.TopK:
@@ -237,14 +245,11 @@ def _trainer(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def stretch(carry, gamma, keys, shards):
-        def step(carry, key):  # by the gradients of many workers, so no `training.descend`
-            params, state = carry
+        def gradients(params, key):
             keys = jax.random.split(key, options.workers)
-            grads = jax.lax.map(lambda part: local(params, *part), (*shards, keys))
-            updates, state = tx.update(grads, state, params)
-            return (jax.tree.map(lambda p, u: p - gamma * u, params, updates), state), None
+            return jax.lax.map(lambda part: local(params, *part), (*shards, keys))
 
-        return jax.lax.scan(step, carry, keys)[0]
+        return _rounds(tx, gradients, gamma, carry, keys)[0]
 
     @jax.jit
     def look(params, train_set, test_set):
@@ -285,11 +290,8 @@ def _learn(run: Run, config: ConfigDict, name: str, options: ConfigDict, methods
     learned = {}
     for method in methods:
         train = _trainer(config, name, method, run.check)
-        tuned = [
-            run.cached(f"tune/{name}/{method}/{g:g}", functools.partial(train, g, TUNING_SEED))
-            for g in options.gammas
-        ]
-        gamma = choose(options.gammas, [r["loss"][-1] for r in tuned])
+        last = lambda train=train: [train(g, TUNING_SEED)["loss"][-1] for g in options.gammas]
+        gamma = run.choose(f"tune/{name}/{method}", options.gammas, last)
         results = [
             run.cached(f"fit/{name}/{method}/seed{seed}", functools.partial(train, gamma, seed))
             for seed in run.seeds(options)
@@ -386,7 +388,7 @@ def _costs(run: Run, config: ConfigDict, methods, problems) -> dict[str, float]:
     for name, options in problems.items():
         one = 0.3 if name == "digits" else 20.0
         for method in methods:
-            costs |= {f"tune/{name}/{method}/{gamma:g}": one for gamma in options.gammas}
+            costs[f"tune/{name}/{method}"] = one * len(options.gammas)
             fits = run.seeds(options)
             costs |= {f"fit/{name}/{method}/seed{seed}": one for seed in fits}
     return costs

@@ -31,7 +31,6 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
-    choose,
     draw_split,
     legend,
     named_key,
@@ -230,29 +229,30 @@ class Study:
     def _of(self, methods: Sequence[str]) -> list[str]:
         return [method for method in methods if method in self.methods]
 
-    def _tuning(self) -> dict[tuple[str, int], Job]:
-        return {
-            (m, i): Job(f"tune/{m}/draw{i}", _program(m), self.trials[m], TUNING_SEED + i)
-            for m in self.methods
-            for i in range(self.config.tuning.draws)
-        }
-
     def plan(self, tuned: Mapping[str, Setting] | None = None) -> None:
         """Costs in runs; before the tuning with any of the trials for the best one."""
         jobs = self.jobs(tuned or {m: trials[0] for m, trials in self.trials.items()})
-        every = [*self._tuning().values(), *jobs.values()]
-        costs = {job.unit: float(len(job.settings)) for job in every}
+        draws = self.config.tuning.draws
+        costs = {f"tune/{m}": float(draws * len(trials)) for m, trials in self.trials.items()}
+        costs |= {job.unit: float(len(job.settings)) for job in jobs.values()}
         if self._timed():
             costs["time"] = float(len(self._timed()) * self.config.repeats * self.config.turns)
         self.run.plan(costs)
 
     def tune(self) -> dict[str, Setting]:
         """Each method's setting of the fewest rounds to the target, on training examples."""
-        counts: dict[str, list[np.ndarray]] = {}
-        for (method, _), job in self._tuning().items():
-            curves = self._do(job)["check"]
-            counts.setdefault(method, []).append(federated.rounds_to(curves, self.config.target))
-        tuned = {m: choose(self.trials[m], np.mean(each, axis=0)) for m, each in counts.items()}
+
+        def counts(method: str) -> np.ndarray:
+            """(settings, draws)"""
+            program, trials = _program(method), self.trials[method]
+            draws = [TUNING_SEED + i for i in range(self.config.tuning.draws)]
+            curves = [self._curves(Job("", program, trials, draw))["check"] for draw in draws]
+            return federated.rounds_to(np.stack(curves, axis=1), self.config.target)
+
+        tuned = {
+            m: self.run.choose(f"tune/{m}", trials, functools.partial(counts, m))
+            for m, trials in self.trials.items()
+        }
         self.plan(tuned)
         return tuned
 

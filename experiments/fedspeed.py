@@ -30,7 +30,6 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
-    choose,
     draw_split,
     legend,
     named_key,
@@ -267,18 +266,15 @@ class Study:
         """The setting of the highest accuracy on the kept examples; a mean over draws."""
         trials = self.trials(method)
         draws = range(TUNING_SEED, TUNING_SEED + self.config.draws)
-        if len(trials) == 1:
-            return trials[0]
 
-        def errors() -> Values:
+        def errors() -> np.ndarray:
             tried = [
                 _accuracy(self.config, [self.fit(method, k, s, seed) for seed in draws])
                 for s in trials
             ]
-            return {"errors": 100 - np.array(tried)}
+            return 100 - np.array(tried)
 
-        tried = run.cached(f"tune/{method}/K{k}", errors)["errors"]
-        return choose(trials, tried.mean(axis=1))
+        return run.choose(f"tune/{method}/K{k}", trials, errors)
 
     def unit(self, method: str, k: int, seed: int) -> str:
         return f"fit/{method}/K{k}/seed{seed}"
@@ -310,8 +306,7 @@ class Study:
         costs = {}
         for method, k in self.places:
             trials = len(self.trials(method))
-            if trials > 1:
-                costs[f"tune/{method}/K{k}"] = 3 + trials * config.draws * one(method, k)
+            costs[f"tune/{method}/K{k}"] = 3 + trials * config.draws * one(method, k)
             costs |= {self.unit(method, k, seed): one(method, k) for seed in self.seeds}
         like = {at: {"rate": 1.0, "prox": 1.0, "ascent": 1.0} for at in self.places}
         for name, (method, k, _) in self.variations(like).items():

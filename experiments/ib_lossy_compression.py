@@ -31,7 +31,6 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
-    choose,
     judge,
     legend,
     named_key,
@@ -126,18 +125,15 @@ def _critics(
         keys = jax.random.split(named_key(seed, unit), len(truth))
         return np.asarray(_learnt(keys, *draw(seed), rate, bound=bound, **sizes))
 
-    def tune() -> Values:
+    def errors() -> np.ndarray:
         tuned = np.stack([fit(TUNING_SEED, rate) for rate in options.learning_rates])
-        error = np.abs(tuned - np.asarray(truth)[:, None]).mean(axis=1)  # (rates, looks)
-        pairs = list(itertools.product(options.learning_rates, range(options.looks)))
-        rate, look = choose(pairs, error.ravel())
-        return {"rate": rate, "look": look}
+        return np.abs(tuned - np.asarray(truth)[:, None]).mean(axis=1).ravel()  # of rates and looks
 
-    tuned = run.cached(f"{unit}/tuned", tune)
-    look = tuned["look"]
-    estimates = _by_seed(run, unit, lambda seed: fit(seed, tuned["rate"])[:, look], seeds)
+    pairs = list(itertools.product(options.learning_rates, range(options.looks)))
+    rate, look = run.choose(f"{unit}/tuned", pairs, errors)
+    estimates = _by_seed(run, unit, lambda seed: fit(seed, rate)[:, look], seeds)
     steps = options.steps // options.looks * (look + 1)
-    return {"estimates": estimates, "rate": tuned["rate"], "steps": steps}
+    return {"estimates": estimates, "rate": rate, "steps": steps}
 
 
 def _by_seed(run: Run, unit: str, estimate: Callable[[int], Any], seeds: int) -> np.ndarray:

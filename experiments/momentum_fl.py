@@ -135,10 +135,12 @@ def _costs(run: Run, config: ConfigDict, methods, places) -> dict[str, float]:
     for place, method in itertools.product(places, methods):
         options = config[place]
         trials = len(options.etas) * len(options.servers) * len(options.betas) * options.draws
-        costs[f"tune/{place}/{method}"] = 4 + 0.1 * trials
+        costs[f"tune/{place}/{method}/chosen"] = 4 + 0.1 * trials
         names = ["chosen", "published"]
         if method in SWEPT:
-            names += [f"beta={beta:g}" for beta in options.betas]
+            swept = [f"beta={beta:g}" for beta in options.betas]
+            names += swept
+            costs |= {f"tune/{place}/{method}/{name}": 0.0 for name in swept}
         for name, seed in itertools.product(names, run.seeds(options)):
             costs[f"fit/{place}/{method}/{name}/seed{seed}"] = 0.1
     options = config.quadratics
@@ -177,18 +179,20 @@ class Learning:
         train = self._trainer(method)
         thirds = {"beta": options.betas, "mu": options.mus, "momentum": options.momenta}
         tried = settings(method, options, options.servers, thirds)
-        losses = self.run.cached(
-            f"tune/{self.place}/{method}", lambda: {"loss": self._tune(train, tried)}
-        )["loss"]
+        loss = functools.cache(functools.partial(self._loss, train))
+
+        def best(name: str, among: list[Setting]) -> Setting:
+            unit = f"tune/{self.place}/{method}/{name}"
+            return self.run.choose(unit, among, lambda: [loss(setting) for setting in among])
+
         third = published[THIRD[method]] if method in THIRD else 0.0
         taken = {
-            "chosen": choose(tried, losses),
+            "chosen": best("chosen", tried),
             "published": (published.eta, published.server, third),
         }
-        if method in SWEPT:
-            for beta in options.betas:
-                own = [i for i, setting in enumerate(tried) if setting[2] == beta]
-                taken[f"beta={beta:g}"] = choose([tried[i] for i in own], losses[own])
+        for beta in options.betas if method in SWEPT else ():
+            name = f"beta={beta:g}"
+            taken[name] = best(name, [setting for setting in tried if setting[2] == beta])
         found: Values = {"settings": taken, "trials": len(tried)}
         for name, setting in taken.items():
             results = [
@@ -201,14 +205,11 @@ class Learning:
             found[name] = {key: np.stack([r[key] for r in results]) for key in results[0]}
         return found
 
-    def _tune(self, train: Callable[[Setting, int], Values], tried: list[Setting]) -> np.ndarray:
-        """The final training loss of each setting, mean over the draws."""
-        losses = []
-        for setting in tried:
-            self.run.check()
-            draws = [train(setting, TUNING_SEED + i) for i in range(self.options.draws)]
-            losses.append(np.mean([r["loss"][-self.options.tail :] for r in draws]))
-        return np.array(losses)
+    def _loss(self, train: Callable[[Setting, int], Values], setting: Setting) -> np.floating:
+        """The final training loss, mean over the draws."""
+        self.run.check()
+        draws = [train(setting, TUNING_SEED + i) for i in range(self.options.draws)]
+        return np.mean([r["loss"][-self.options.tail :] for r in draws])
 
     def _trainer(self, method: str) -> Callable[[Setting, int], Values]:
         """(setting, seed) -> accuracy and loss along the rounds, clients' accuracies at the end."""

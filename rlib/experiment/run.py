@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 from rich.console import Console
 
 from rlib.experiment import environment, figures
@@ -24,6 +25,7 @@ from rlib.experiment.log import MetricsLog
 from rlib.experiment.progress import ProgressView
 from rlib.experiment.report import Report
 from rlib.experiment.store import Values, WorkDir, decode, encode, write_atomic
+from rlib.experiment.tuning import Setting, choose
 from rlib.parallel import TrainState, make_mesh
 from rlib.training import History, Phase, fit, join_histories
 
@@ -142,6 +144,30 @@ class Run:
                     self._log.flush()
         self._progress.end(unit, computed=computed)
         return decode(data)
+
+    def choose(
+        self, unit: str, settings: Sequence[Setting], losses: Callable[[], ArrayLike]
+    ) -> Setting:
+        """The setting of the least loss, by `choose`, whose losses are a `cached` unit of work.
+
+        Args:
+            unit: a name such as "tune/high/winner", to be planned like every other.
+            settings: what is tried; a single one is taken, and nothing is computed.
+            losses: gives (settings,) or (settings, draws), of which the means count, on draws from
+                `TUNING_SEED` on.
+
+        Raises:
+            ValueError: as `choose`.
+
+        >>> run, rates = Run(), [0.1, 0.3]
+        >>> run.choose("tune/high/winner", rates, lambda: [[2.0, 1.0], [1.0, 1.0]])
+        0.3
+        """
+        if len(settings) == 1:
+            self._progress.end(unit, computed=False)
+            return settings[0]
+        found = self.cached(unit, lambda: {"losses": np.asarray(losses())})["losses"]
+        return choose(settings, found.mean(axis=1) if found.ndim == 2 else found)
 
     def fit(
         self,

@@ -72,6 +72,26 @@ def test_keys_depend_on_seed_and_names_alone():
     assert (named_key(0, "a") == keys[0]).all()
 
 
+def test_a_choice_is_by_the_mean_of_draws_and_its_losses_are_kept(tmp_path):
+    losses = lambda: np.float32([[1, 9], [4, 4], [np.nan, 0]])
+    for answer in (losses, None):  # not asked again
+        run = Run(str(tmp_path / "run"))
+        assert run.choose("tune/a", "abc", answer) == "b"
+        run.close()
+    kept = decode((tmp_path / "run" / "cache" / "tune" / "a.npz").read_bytes())["losses"]
+    np.testing.assert_array_equal(kept, losses())
+    assert Run().choose("tune/a", "ab", lambda: [2, 1]) == "b"
+    with pytest.raises(ValueError, match="2 settings and losses"):
+        Run().choose("tune/a", "ab", lambda: [[2, 1]])
+
+
+def test_a_single_setting_is_taken_untried_and_its_unit_counts_as_done():
+    run = Run()
+    run.plan({"tune/a": 1.0})
+    assert run.choose("tune/a", [0.1], None) == 0.1
+    assert run._progress._ended == {"tune/a"}
+
+
 def loss(w, frozen, batch, key):
     return jnp.mean((batch - w) ** 2), {}
 
