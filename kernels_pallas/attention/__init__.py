@@ -1,0 +1,1 @@
+"""Attention: kernels, and how many words they have to move (`transfers`)."""
