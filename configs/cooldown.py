@@ -32,8 +32,7 @@ BASE = {
     "sgd_learning_rate": 0.5,
     "warmup": 150,  # steps
     "b2": 0.98,
-    "chunk": 50,
-    "points": 10,  # at which held-out text is read, along the training
+    "chunk": 200,  # steps after which held-out text is read
     "noise": (20, 375),  # steps over which the gradient's norm varies, as in the specification
     "moments": 64,  # sequences a domain for E|g|^2
     "rows": 64,  # held-out sequences a domain, at most
@@ -63,7 +62,6 @@ SMOKE = {
     "embed": 16,
     "heads": 2,
     "chunk": 4,
-    "points": 2,
     "noise": (0, 8),
     "moments": 4,
     "rows": 4,

@@ -177,25 +177,21 @@ class Study:
         _, params, frozen = self._model(seed)
         train = self.sgd if method.sgd else self.adam
         state, stream = train.init(params, frozen), self.stream(method, seed)
-        stops = np.linspace(0, config.steps, config.points + 1).astype(int)[1:]
-        phases = [Phase(train, int(n)) for n in np.diff(stops, prepend=0)]
-        losses = [self.evaluate(state.params, state.frozen)]
-        for part in range(len(phases)):
-            state, _ = self.run.fit(
-                f"{unit}/part{part}", phases[: part + 1], state, stream, chunk=config.chunk
-            )
-            losses.append(self.evaluate(state.params, state.frozen))
+        look = lambda state: self.evaluate(state.params, state.frozen)
+        first, phases = look(state), [Phase(train, config.steps)]
+        state, history = self.run.fit(unit, phases, state, stream, chunk=config.chunk, look=look)
         return {
-            "steps": np.concatenate([[0], stops]),
-            "losses": np.stack(losses),
+            "steps": np.array([0, *range(config.chunk, config.steps, config.chunk), config.steps]),
+            "losses": np.stack([np.append(first[n], history[n]) for n in config.domains], axis=1),
             "norms": np.asarray(state.opt_state[0].norms),
             "moments": np.asarray(self.moments(state.params, state.frozen)),
         }
 
-    def _evaluate(self, params: Any, frozen: Any) -> Float[Array, " domains"]:
+    def _evaluate(self, params: Any, frozen: Any) -> dict[str, Float[Array, ""]]:
+        """Held-out loss by domain."""
         network = nnx.merge(self.graphdef, params, frozen)
         loss = lambda rows: nn.next_token_loss(network(jnp.asarray(rows)), rows)
-        return jnp.stack([loss(rows) for rows in self.held_out])
+        return {n: loss(rows) for n, rows in zip(self.config.domains, self.held_out, strict=True)}
 
     def _moments(self, params: Any, frozen: Any) -> Float[Array, " domains"]:
         """E|g|^2 of one sequence, by domain."""

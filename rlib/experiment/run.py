@@ -177,6 +177,7 @@ class Run:
         data: Any,
         *,
         chunk: int = 100,
+        look: Callable[[TrainState], Mapping[str, Any]] | None = None,
     ) -> tuple[TrainState, History]:
         """`training.fit` that logs at chunk boundaries and survives a kill by checkpoints.
 
@@ -221,7 +222,7 @@ class Run:
                 raise Stopped(stop)
 
         try:
-            state, _ = fit(phases, state, data, chunk=chunk, on_chunk=on_chunk)
+            state, _ = fit(phases, state, data, chunk=chunk, look=look, on_chunk=on_chunk)
         finally:
             if checkpoints is not None:
                 checkpoints.close()

@@ -1,6 +1,6 @@
 """The training loop: many steps per device call."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ def fit(
     data: Tree | Iterator[Tree],
     *,
     chunk: int = 100,
+    look: Callable[[TrainState], Mapping[str, Any]] | None = None,
     on_chunk: Callable[[TrainState, History], None] | None = None,
 ) -> tuple[TrainState, History]:
     """Train until the phases are done; continues where `state` stands.
@@ -52,13 +53,16 @@ def fit(
             iterator gives its own rows of the batch
             (`data.stream(process_index=..., process_count=...)`).
         chunk: steps per device call; about 2 s of work or less keeps Ctrl-C kind.
+        look: asked after each chunk for more numbers by name, for example held-out losses.
         on_chunk: called after each chunk with the state and the metrics of the chunk.
 
     Returns:
-        The state, and for every metric its values, one per step done here.
+        The state, and for every metric its values, one per step done here, or per chunk for those
+        of `look`.
 
     Raises:
-        ValueError: `chunk` below 1. What a step's `check` raises.
+        ValueError: `chunk` below 1; a name of `look` is that of a metric. What a step's `check`
+            raises.
 
     >>> import optax
     >>> from rlib.parallel import make_mesh, make_train_step
@@ -67,6 +71,10 @@ def fit(
     >>> state, history = fit([Phase(train, steps=3)], train.init(jnp.zeros(())), jnp.ones(8))
     >>> float(state.params), history["loss"].tolist()
     (0.875, [1.0, 0.25, 0.0625])
+    >>> look = lambda state: {"w": state.params}
+    >>> phases, state = [Phase(train, steps=4)], train.init(jnp.zeros(()))
+    >>> fit(phases, state, jnp.ones(8), chunk=2, look=look)[1]["w"].tolist()
+    [0.75, 0.9375]
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: a device call runs at least one step")
@@ -86,6 +94,10 @@ def fit(
             chunks.append({name: np.asarray(values)[:count] for name, values in metrics.items()})
             if train.check is not None:
                 train.check(done, chunks[-1])
+            seen = look(state) if look is not None else {}
+            if twice := chunks[-1].keys() & seen.keys():
+                raise ValueError(f"look gives {min(twice)!r}, which is a metric of every step")
+            chunks[-1] |= {name: np.asarray(value)[None] for name, value in seen.items()}
             done += count
             if on_chunk is not None:
                 on_chunk(state, chunks[-1])

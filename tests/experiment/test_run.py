@@ -105,7 +105,9 @@ def training():
 
 def fit(run, training, steps=20):
     train, data = training
-    return run.fit("unit", [Phase(train, steps)], train.init(jnp.zeros(1)), data, chunk=4)
+    look = lambda state: {"w": state.params[0]}
+    phases = [Phase(train, steps)]
+    return run.fit("unit", phases, train.init(jnp.zeros(1)), data, chunk=4, look=look)
 
 
 def stopped_after(run, chunks):
@@ -139,9 +141,13 @@ def test_a_stopped_training_continues_to_the_same_result(tmp_path, training):
     state, history = fit(again, training)
     again.close()
     np.testing.assert_array_equal(state.params, whole_state.params)
-    np.testing.assert_array_equal(history["loss"], whole["loss"])
+    assert [len(history[name]) for name in ("loss", "w")] == [20, 5]
+    for name, values in whole.items():
+        np.testing.assert_array_equal(history[name], values)
     records = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records] == [4, 8, 12, 16, 20]
+    assert [(r["step"], r["w"]) for r in records] == list(
+        zip(range(4, 24, 4), whole["w"].tolist(), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,25 @@ def test_on_chunk_sees_every_chunk(built):
     assert seen == [(3, 3), (6, 3), (7, 1)]
 
 
+def test_looks_join_the_history_once_a_chunk(built):
+    train, data = built
+    seen, look = [], lambda state: {"at": state.step, "error": 1 - state.params[0]}
+    state, history = fit(
+        [Phase(train, 4), Phase(train, 3)],
+        start(train),
+        data,
+        chunk=3,
+        look=look,
+        on_chunk=lambda s, h: seen.append(h["at"].tolist()),
+    )
+    assert history["at"].tolist() == [3, 4, 7]
+    assert seen == [[3], [4], [7]]
+    assert history["error"][-1] == 1 - state.params[0]
+    assert history["loss"].shape == (7,)
+    with pytest.raises(ValueError, match="look gives 'loss'"):
+        fit([Phase(train, 1)], start(train), data, look=lambda state: {"loss": 0.0})
+
+
 def test_empty_chunks_are_refused(built):
     train, data = built
     with pytest.raises(ValueError, match="chunk=0"):
