@@ -4,7 +4,7 @@ smoke    seconds; for tests, its numbers mean nothing
 default  minutes on two CPU cores: digits over 20 clients, a perceptron, no download
 full     mnist_5k over 100 clients and a small residual network (extra `data`)
 paper    the published setting, never run: CIFAR-10 over 100 clients and a residual network of
-         widths 64 to 512; TFDS names cifar10 and cifar100 (with classes=100), image (32, 32, 3) and
+         widths 64 to 512; TFDS names cifar10 and cifar100, image (32, 32, 3) and
          label, licence not stated; prepare them with `python -m rlib.data prepare cifar10` (extra
          `paper`). It takes the published settings in place of tuned ones.
 """
@@ -20,9 +20,8 @@ BASE = {
     "mesh": {"data": 1},  # one device computes all; a round's clients are few
     "seeds": 10,  # each has its own split of the data, weights and batches
     "dataset": "digits",
-    "classes": 10,
-    "hidden": (32,),  # units of the perceptron; empty for a residual network
-    "widths": (8, 16),  # channels of its stages
+    "hidden": (32,),  # units of the perceptron
+    "widths": (),  # channels of a residual network's stages, in its place
     "blocks": 1,  # of each width
     "groups": 4,  # of its group norm
     "clients": 20,
@@ -75,7 +74,7 @@ FULL = {
     "expected": "about three hours and 2 GB of memory on two CPU cores (an estimate)",
     "seeds": 5,
     "dataset": "mnist_5k",
-    "hidden": (),
+    "widths": (8, 16),
     "clients": 100,
     "sampled": 10,
     "size": 36,
@@ -99,7 +98,6 @@ PAPER = {
     "expected": "about a week on one H100 (an estimate)",
     "seeds": 5,
     "dataset": "cifar10",
-    "hidden": (),
     "widths": (64, 128, 256, 512),
     "blocks": 2,
     "groups": 32,

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
 
-from rlib import data, federated, nn
+from rlib import data, federated
 from rlib.experiment import (
     COLOURS,
     TUNING_SEED,
@@ -733,23 +732,14 @@ def _traced(setting: Setting) -> Setting:
 
 
 def _problem(config: ConfigDict) -> federated.Classification:
-    pixels, labels = data.images(config.dataset, "test")
-    classes = int(labels.max()) + 1
-
-    def network(rngs: nnx.Rngs) -> nnx.Module:
-        if not config.widths:
-            return nn.Perceptron((pixels[0].size, *config.hidden, classes), rngs=rngs)
-        return nn.ResNet(
-            classes,
-            in_channels=pixels.shape[-1],
-            widths=config.widths,
-            blocks=config.blocks,
-            groups=config.groups,
-            rngs=rngs,
-        )
-
-    flat = not config.widths
-    return federated.classification(config.dataset, network, flat=flat, shift=config.shift)
+    return federated.image_classification(
+        config.dataset,
+        hidden=config.hidden,
+        widths=config.widths,
+        blocks=config.blocks,
+        groups=config.groups,
+        shift=config.shift,
+    )
 
 
 def _look(method: str, marker: bool = True) -> dict[str, Any]:

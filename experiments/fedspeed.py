@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from ml_collections import ConfigDict
 
-from rlib import compression, data, federated, nn
+from rlib import compression, data, federated
 from rlib.experiment import (
     COLOURS,
     TUNING_SEED,
@@ -89,10 +88,13 @@ class Study:
 
     def __init__(self, config: ConfigDict, seeds: Iterable[int], methods: Iterable[str]):
         self.config, self.seeds = config, tuple(seeds)
-        network = self._network if not config.hidden else self._perceptron
         try:
-            self.problem = federated.classification(
-                config.dataset, network, flat=bool(config.hidden)
+            self.problem = federated.image_classification(
+                config.dataset,
+                hidden=config.hidden,
+                widths=config.widths,
+                blocks=config.blocks,
+                groups=config.groups,
             )
         except data.DataUnavailable as error:
             raise UsageError(str(error)) from error
@@ -103,21 +105,6 @@ class Study:
         ]
         self.program = functools.cache(self._program)
         self.initial, self.look = jax.jit(self.problem.init), jax.jit(self._look)
-
-    def _perceptron(self, rngs: nnx.Rngs) -> nnx.Module:
-        pixels = int(np.prod(data.images(self.config.dataset, "train")[0].shape[1:]))
-        return nn.Perceptron((pixels, *self.config.hidden, self.config.classes), rngs=rngs)
-
-    def _network(self, rngs: nnx.Rngs) -> nnx.Module:
-        config = self.config
-        return nn.ResNet(
-            config.classes,
-            in_channels=data.images(config.dataset, "train")[0].shape[-1],
-            widths=tuple(config.widths),
-            blocks=config.blocks,
-            groups=config.groups,
-            rngs=rngs,
-        )
 
     def split(self, seed: int) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
         """Who holds which training examples, and the examples to be judged by.

@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from rlib import data, federated, nn
+from rlib import data, federated
 from rlib.experiment import (
     COLOURS,
     TUNING_SEED,
@@ -259,22 +259,13 @@ class Learning:
         return program
 
 
-@functools.cache
-def _network(dataset: str, hidden: tuple[int, ...], widths: tuple[int, ...], blocks: int):
-    height, width, channels = data.images(dataset, "test")[0].shape[1:]
-    if widths:
-        make = lambda rngs: nn.ResNet(
-            10, in_channels=channels, widths=widths, blocks=blocks, groups=4, rngs=rngs
-        )
-        return federated.classification(dataset, make)
-    sizes = (height * width * channels, *hidden, 10)
-    return federated.classification(
-        dataset, lambda rngs: nn.Perceptron(sizes, rngs=rngs), flat=True
-    )
+#: Places share a data set and its network.
+_shared = functools.cache(federated.image_classification)
 
 
 def _problem(options: ConfigDict) -> federated.Classification:
-    return _network(options.dataset, options.hidden, options.widths, options.blocks)
+    sizes = {name: options[name] for name in ("hidden", "widths", "blocks")}
+    return _shared(options.dataset, **sizes, groups=4)
 
 
 def _parts(options: ConfigDict, labels: np.ndarray, seed: int) -> list[np.ndarray]:

@@ -24,7 +24,12 @@ from rlib.federated.engine import (
 from rlib.federated.fedhyper import fedhyper
 from rlib.federated.fedspeed import fedspeed
 from rlib.federated.momentum_fl import fedavg_m, scaffold, scaffold_m
-from rlib.federated.problems import Classification, classification, rounds_to
+from rlib.federated.problems import (
+    Classification,
+    classification,
+    image_classification,
+    rounds_to,
+)
 
 __all__ = [
     "Algorithm",
@@ -43,6 +48,7 @@ __all__ = [
     "fedexp",
     "fedhyper",
     "fedspeed",
+    "image_classification",
     "local_steps",
     "make_rounds",
     "make_train_step",

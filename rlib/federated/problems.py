@@ -1,6 +1,6 @@
 """Learning problems whose examples can be dealt to clients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from numpy.typing import ArrayLike
 
-from rlib import data
+from rlib import data, nn
 from rlib.federated.clients import Losses
 
 Tree = Any
@@ -96,6 +96,48 @@ def classification(
         loss=loss,
         accuracy=accuracy,
     )
+
+
+def image_classification(
+    dataset: str,
+    *,
+    hidden: Sequence[int] = (),
+    widths: Sequence[int] = (),
+    blocks: int = 1,
+    groups: int = 8,
+    shift: float = 0.0,
+) -> Classification:
+    """`classification` by a perceptron, or by a residual network where its widths are given.
+
+    Args:
+        dataset, shift: as `classification`.
+        hidden: units of the perceptron's hidden layers.
+        widths, blocks, groups: as `nn.ResNet`.
+
+    Raises:
+        DataUnavailable, ValueError: as `data.images`.
+
+    >>> inputs = lambda **sizes: image_classification("digits", **sizes).test["x"].shape[1:]
+    >>> inputs(hidden=(32,)), inputs(widths=(8, 16))
+    ((64,), (8, 8, 1))
+    """
+    pixels, labels = data.images(dataset, "train")
+    classes = int(labels.max()) + 1
+    sizes = (pixels[0].size, *hidden, classes)
+
+    def network(rngs: nnx.Rngs) -> nnx.Module:
+        if not widths:
+            return nn.Perceptron(sizes, rngs=rngs)
+        return nn.ResNet(
+            classes,
+            in_channels=pixels.shape[-1],
+            widths=widths,
+            blocks=blocks,
+            groups=groups,
+            rngs=rngs,
+        )
+
+    return classification(dataset, network, flat=not widths, shift=shift)
 
 
 def rounds_to(values: ArrayLike, target: float, every: int = 1) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Classification of digits: loss and accuracy against the network's own logits."""
 
+import chex
 import jax
 import numpy as np
 from flax import nnx
@@ -22,6 +23,18 @@ def test_loss_and_accuracy_are_those_of_the_networks_logits():
     normalised = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -normalised[np.arange(len(labels)), labels]
     np.testing.assert_allclose(digits.loss(params, digits.test, None), expected, atol=1e-5)
+
+
+def test_a_network_is_named_by_its_sizes():
+    key, sizes = jax.random.key(0), {"widths": (4, 8), "blocks": 1, "groups": 4}
+    for given, network in (
+        ({"hidden": (8,)}, perceptron),
+        ({**sizes, "hidden": (8,)}, lambda rngs: nn.ResNet(10, in_channels=1, **sizes, rngs=rngs)),
+    ):
+        digits = federated.image_classification("digits", **given, shift=0.3)
+        same = federated.classification("digits", network, flat="widths" not in given, shift=0.3)
+        chex.assert_trees_all_equal(*(jax.jit(each.init)(key) for each in (digits, same)))
+        chex.assert_trees_all_equal(digits.test, same.test)
 
 
 def test_images_keep_their_shape_for_a_network_of_pictures():
