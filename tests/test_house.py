@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,14 @@ FLOORS = [
     {"experiments", "configs"},
 ]
 ROOMS = sorted(path.parent.name for path in (ROOT / "rlib").glob("*/__init__.py"))
+KERNELS = sorted(path.parent.name for path in (ROOT / "kernels_pallas").glob("*/__init__.py"))
+FACES = [*(f"rlib.{room}" for room in ROOMS), *(f"kernels_pallas.{op}" for op in KERNELS)]
+#: All that kernels need.
+FOR_KERNELS = {"jax", "numpy", "kernels_pallas", *sys.stdlib_module_names}
 #: Public functions and classes whose docstring has no example that runs, and why.
 WITHOUT_EXAMPLE = {
-    "parallel.h100_mesh": "compiles for machines that are not there, by the extra aot",
-    "parallel.tpu_mesh": "the same",
+    "rlib.parallel.h100_mesh": "compiles for machines that are not there, by the extra aot",
+    "rlib.parallel.tpu_mesh": "the same",
 }
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 
@@ -61,6 +66,8 @@ def problems(path, relative):
         known = target in FLOOR_OF and own in FLOOR_OF and target != own
         if known and FLOOR_OF[target] >= FLOOR_OF[own]:
             yield f"{relative} imports {module}, which is not below {own}"
+        if own == "kernels_pallas" and module.partition(".")[0] not in FOR_KERNELS:
+            yield f"{relative} imports {module}; kernels need jax alone"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -73,6 +80,8 @@ def test_an_import_that_goes_up_is_found(tmp_path):
     path.write_text("from rlib.experiment import Run\nfrom rlib import spectral\n")
     found = list(problems(path, Path("rlib/training/bad.py")))
     assert len(found) == 2
+    path.write_text("import jax.numpy, math, flax.nnx\nfrom kernels_pallas.op import api\n")
+    assert len(list(problems(path, Path("kernels_pallas/op/bad.py")))) == 1
 
 
 def test_every_package_has_a_floor():
@@ -99,14 +108,14 @@ def public(face):
             yield from public(value)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_public_names_have_an_example_that_runs(room):
+@pytest.mark.parametrize("face", FACES)
+def test_public_names_have_an_example_that_runs(face):
     missing = set()
-    for name, value in public(importlib.import_module(f"rlib.{room}")):
+    for name, value in public(importlib.import_module(face)):
         text = value.__doc__ or ""
         if wants_example(value) and (">>>" not in text or "+SKIP" in text):
-            missing.add(f"{room}.{name}")
-    assert missing == {name for name in WITHOUT_EXAMPLE if name.startswith(f"{room}.")}
+            missing.add(f"{face}.{name}")
+    assert missing == {name for name in WITHOUT_EXAMPLE if name.startswith(f"{face}.")}
 
 
 def names(folder):
