@@ -103,4 +103,11 @@ METHODS = (
         code="rlib/federated/momentum_fl.py",
         claim="the last round's direction in every local step, against the drift of unlike clients",
     ),
+    Method(
+        name="attention_io",
+        title="I/O of attention",
+        arxiv="2402.07443",
+        code="kernels_pallas/attention/transfers.py",
+        claim="FlashAttention moves the fewest words if a cache holds d^2, square tiling if not",
+    ),
 )

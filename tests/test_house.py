@@ -138,7 +138,8 @@ def test_a_method_is_in_every_room(method):
     assert method.arxiv in ast.get_docstring(ast.parse(source))
     assert "| paper |" in (ROOT / method.code).read_text(), "the deviations table"
     code = Path(method.code)
-    oracles = ROOT / "tests" / code.parent.relative_to("rlib") / f"test_{code.name}"
+    room = code.parent.relative_to("rlib") if code.parts[0] == "rlib" else code.parent
+    oracles = ROOT / "tests" / room / f"test_{code.name}"
     assert oracles.is_file(), "the oracles of what is in `code`"
     _, _, section = (ROOT / "RESULTS.md").read_text().partition(f"\n## {method.name}, preset ")
     assert section.partition("\n## ")[0].count("\n> ") >= 1, "what was found, in RESULTS.md"
