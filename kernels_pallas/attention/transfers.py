@@ -39,6 +39,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+__all__ = [
+    "KINDS",
+    "Cache",
+    "Plan",
+    "Simulation",
+    "Transfers",
+    "choose_attention",
+    "count_transfers",
+    "io_lower_bound",
+    "plan_attention",
+    "simulate",
+    "square_tiling_attention",
+]
+
 #: What is counted and executed: square tiling as published and with a running maximum,
 #: FlashAttention with queries and with keys in the outer loop, and the passes of unfused attention.
 KINDS = ("square", "square_safe", "fa2", "fa1", "unfused")
@@ -145,6 +159,9 @@ def plan_attention(kind: str, n: int, d: int, m: int, *, inner: int = 1) -> Plan
 
 def count_transfers(plan: Plan, n: int, d: int) -> Transfers:
     """Words that a plan moves for (n, d), and the cache that it needs; what `simulate` counts.
+
+    "fa1" reads outputs, sums and maxima in its first pass too; that they are zero or -inf in slow
+    memory at the start costs nothing. "fa2" writes a logarithm a row beside the outputs.
 
     Raises:
         ValueError: an unknown kind, or a size or tile below 1.
