@@ -32,7 +32,6 @@ from rlib.experiment import (
     Run,
     UsageError,
     capped,
-    judge,
     legend,
     named_key,
     panels,
@@ -686,39 +685,46 @@ def _claims(config, friedman, plane, on_tables, estimators) -> list[Claim]:
             sentence = f"Friedman-1, {condition}: {words} (log ratio)"
             claims.add(sentence, pair, ratio(results, *pair), at_most=0)
     for condition, results in plane.items():
-        if "cs-ib" in results and len(config.plane.betas) > 1:
-            found = results["cs-ib"]["compression"]
-            i = int(np.argmin(np.abs(np.asarray(config.plane.betas) - 0.1)))
-            i = i or len(config.plane.betas) - 1
-            sentence = (
-                f"plane, {condition}: beta {config.plane.betas[i]:g} at least halves CS-IB's "
-                "nI_CS(x; t) (ratio to beta 0)"
+        of_plane, betas = Claims(results), config.plane.betas
+        i = int(np.argmin(np.abs(np.asarray(betas) - 0.1))) or len(betas) - 1
+        if i > 0:
+            of_plane.add(
+                f"plane, {condition}: beta {betas[i]:g} at least halves CS-IB's nI_CS(x; t) "
+                "(ratio to beta 0)",
+                ("cs-ib",),
+                lambda i=i, found=results: np.divide(*found["cs-ib"]["compression"][[i, 0]]),
+                at_most=0.5,
             )
-            claims.append(judge(sentence, found[i] / found[0], at_most=0.5))
+        claims += of_plane
     if plane["clean"]:
-        sentence = (
+        claims.add(
             "networks of all betas and methods, clean: nI_CS(x; t) and the generalisation gap, "
-            "test minus training MSE (rank correlation)"
+            "test minus training MSE (rank correlation)",
+            (),
+            lambda: _gap_correlation(plane["clean"]),
+            at_least=0,
         )
-        claims.append(judge(sentence, _gap_correlation(plane["clean"]), at_least=0))
     for condition in CONDITIONS:
         tables = [by[condition] for by in on_tables.values()]
-        for other in dict.fromkeys(m for t in tables for m in t if m != "cs-ib"):
-            if all({"cs-ib", other} <= set(t) for t in tables):
-                ratios = [ratio(t, "cs-ib", other)() for t in tables]
-                sentence = (
-                    f"tables, {condition}: CS-IB's test RMSE is at most {other}'s (log ratio, mean "
-                    f"over {len(tables)})"
-                )
-                claims.append(judge(sentence, np.mean(ratios, axis=0), at_most=0))
+        of_tables = Claims(methods := dict.fromkeys(m for t in tables for m in t))
+        for other in (m for m in methods if m != "cs-ib"):
+            ratios = [ratio(t, "cs-ib", other) for t in tables]
+            of_tables.add(
+                f"tables, {condition}: CS-IB's test RMSE is at most {other}'s (log ratio, mean "
+                f"over {len(tables)})",
+                ("cs-ib", other),
+                lambda ratios=ratios: np.mean([each() for each in ratios], axis=0),
+                at_most=0,
+            )
+        claims += of_tables
     if "seconds" in estimators:
         whole, blocked = estimators["seconds"]
         n, large = config.estimators.timed, config.estimators.large
         sentence = f"cs_divergence, N={n}: seconds in blocks over seconds of whole Gram matrices"
-        claims.append(judge(sentence, blocked / whole, at_most=1.5))
+        claims.add(sentence, (), lambda: blocked / whole, at_most=1.5)
         sentence = f"cs_divergence, N={large}: temporary memory in blocks (MB)"
         megabytes = estimators["bytes"][2] / 1e6
-        claims.append(judge(sentence, megabytes, at_most=200, exact=True))
+        claims.add(sentence, (), lambda: megabytes, at_most=200, exact=True)
     return claims
 
 

@@ -26,11 +26,11 @@ from rlib import information, optim, parallel, training
 from rlib.experiment import (
     COLOURS,
     Claim,
+    Claims,
     Report,
     Row,
     Run,
     UsageError,
-    judge,
     legend,
     named_key,
     panels,
@@ -376,26 +376,26 @@ def _mean_rows(config: ConfigDict, pools: dict[str, Values]) -> list[Row]:
 
 
 def _claims(config: ConfigDict, found: dict[str, Values]) -> list[Claim]:
-    claims = []
+    claims: list[Claim] = []
     published, terms = _published(config), {**TERMS, "the sum": SUM}
     for series, populations in found.items():
         for population in dict.fromkeys((published, *_populations(config)[-1:])):
             measures = populations[population]
-            if not measures:
-                continue
-            where = f"{series}, {population}"
+            where, of_networks = f"{series}, {population}", Claims(measures)
             single = {name: np.asarray(c["single"]) for name, c in measures.items()}
             for name, measure in terms.items():
                 sentence = f"{where}: {name} orders networks as the gap does (Spearman in a draw)"
-                claims.append(judge(sentence, list(single[measure]), at_least=0))
+                one = lambda m=measure, single=single: single[m]
+                of_networks.add(sentence, (measure,), one, at_least=0)
             for name, measure in {**TERMS, **OTHERS}.items():
                 sentence = f"{where}: the sum does so better than {name} (difference)"
-                claims.append(judge(sentence, list(single[SUM] - single[measure]), at_least=0))
-            if population != published:
-                continue
-            for name, measure in terms.items():
+                gain = lambda m=measure, single=single: single[SUM] - single[m]
+                of_networks.add(sentence, (SUM, measure), gain, at_least=0)
+            for name, measure in terms.items() if population == published else ():
                 sentence = f"{where}: {name} orders networks of one weight decay, too"
-                claims.append(judge(sentence, measures[measure]["within decays"], at_least=0))
+                within = lambda m=measure, found=measures: found[m]["within decays"]
+                of_networks.add(sentence, (measure,), within, at_least=0)
+            claims += of_networks
     return claims
 
 

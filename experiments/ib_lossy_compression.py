@@ -31,7 +31,6 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
-    judge,
     legend,
     named_key,
     panels,
@@ -536,7 +535,7 @@ def _path_rows(config: ConfigDict, paths) -> list[Row]:
 
 def _gaussian_claims(config: ConfigDict, table) -> list[Claim]:
     """Those claims of which everything was run."""
-    claims: list[Claim] = []
+    claims = Claims(table)
     truth, cells = config.gaussians.mi, _cells(config)
     if not cells:
         return claims
@@ -545,24 +544,27 @@ def _gaussian_claims(config: ConfigDict, table) -> list[Claim]:
     def error(method, cell):
         return _errors(table[method][cell]["estimates"], truth)
 
+    def excess(a, b, cell):
+        return lambda: _clip(error(a, cell) - error(b, cell))
+
     for d, n in cells:
         cell = _cell_name(d, n)
         bounds = [b for b in information.BOUNDS if b in table]
-        if "kl" in table and bounds:
+        if bounds:
             best = min(bounds, key=lambda b: float(error(b, cell).mean()))
             sentence = (
                 f"Gaussians {cell}: the nearest neighbour's error is at most that of the best "
                 f"critic, {best}, tuned (nats)"
             )
-            claims.append(judge(sentence, _clip(error("kl", cell) - error(best, cell)), at_most=0))
-        if {"kl", "wkl"} <= set(table) and d > 2:
+            claims.add(sentence, ("kl", best), excess("kl", best, cell), at_most=0)
+        if d > 2:
             sentence = f"Gaussians {cell}: weights do not raise the error, WKL against KL (nats)"
-            claims.append(judge(sentence, _clip(error("wkl", cell) - error("kl", cell)), at_most=0))
-    for bound in (b for b in ("infonce", "mine") if b in table):
-        cell = _cell_name(*max(cells, key=lambda cell: (cell[1], -cell[0])))
-        under = high - table[bound][cell]["estimates"][:, -1]
+            claims.add(sentence, ("kl", "wkl"), excess("wkl", "kl", cell), at_most=0)
+    cell = _cell_name(*max(cells, key=lambda cell: (cell[1], -cell[0])))
+    for bound in ("infonce", "mine"):
+        under = lambda bound=bound: _clip(high - table[bound][cell]["estimates"][:, -1])
         sentence = f"Gaussians {cell}, I = {high:g}: {bound} is too low (nats)"
-        claims.append(judge(sentence, _clip(under), at_least=0.1))
+        claims.add(sentence, (bound,), under, at_least=0.1)
     return claims
 
 
@@ -637,21 +639,23 @@ def _path_claims(config: ConfigDict, paths) -> list[Claim]:
     """No claim on phases: what the estimates are worth."""
     claims: list[Claim] = []
     for name, found in paths.items():
+        of_path = Claims(found)
+
+        def add(sentence, method, values, most, name=name, of_path=of_path):
+            sentence = f"{name}: {sentence} ({method}, nats)"
+            of_path.add(sentence, (method,), lambda: _clip(values), at_most=most)
+
         for method in (m for m in ("wkl", "ksg") if m in found):
             to_label = found[method][:, -1, 1]
             rise = np.diff(to_label, axis=1).max(axis=1, initial=-np.inf)
             nothing = np.abs(found[f"{method}, shuffled"][:, -1, 0]).max(axis=1)
-            sentence = (
-                f"{name}: I(L; Y) does not rise from layer to layer, largest rise ({method}, nats)"
-            )
             if to_label.shape[1] > 1:
-                claims.append(judge(sentence, _clip(rise), at_most=0.02))
+                add("I(L; Y) does not rise from layer to layer, largest rise", method, rise, 0.02)
             most = np.log(_classes(config[name.split(",")[0]]))
             above = to_label.max(axis=1) - most
-            sentence = f"{name}: I(L; Y) exceeds its bound {most:.2f} in no layer ({method}, nats)"
-            claims.append(judge(sentence, _clip(above), at_most=0))
-            sentence = f"{name}: inputs shuffled against layers give 0, largest ({method}, nats)"
-            claims.append(judge(sentence, _clip(nothing), at_most=0.1))
+            add(f"I(L; Y) exceeds its bound {most:.2f} in no layer", method, above, 0)
+            add("inputs shuffled against layers give 0, largest", method, nothing, 0.1)
+        claims += of_path
     return claims
 
 

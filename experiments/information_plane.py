@@ -28,7 +28,6 @@ from rlib.experiment import (
     Row,
     Run,
     UsageError,
-    judge,
     legend,
     named_key,
     panels,
@@ -457,12 +456,16 @@ def _claims(config, trained, planes, noisy, bound, fits, speed, whole) -> list[C
     if "tanh" in whole:
         # As long as it took, once: no sample.
         shape = f"{len(trained['tanh']['params'])} seeds, {config.arms.tanh.epochs} epochs"
-        claims.append(judge(f"tanh, {shape}: the whole plane under one minute (seconds)",
-                            [whole["tanh"]], at_most=60, exact=True))  # fmt: skip
+        claims.add(
+            f"tanh, {shape}: the whole plane under one minute (seconds)",
+            ("tanh",), lambda: [whole["tanh"]], at_most=60, exact=True,
+        )  # fmt: skip
     if speed:
         ratio = speed["loop"] / speed["together"]
-        claims.append(judge("one program over a loop of jitted steps (times faster)", ratio,
-                            at_least=3))  # fmt: skip
+        claims.add(
+            "one program over a loop of jitted steps (times faster)",
+            (), lambda: ratio, at_least=3,
+        )  # fmt: skip
     return claims
 
 
@@ -476,20 +479,20 @@ def _phase_claims(config, trained, planes, arm: str, name: str) -> list[Claim]:
     lost = ixt.max(axis=1) - ixt[:, -1]
     after = (ixt[rows, fit] - ixt[:, -1]) / np.maximum(lost, 1e-6)
     distance = np.abs(np.log2(epochs[turn] / epochs[fit]))
-    return [
-        judge(
-            f"tanh, {name}: most of I(X;T) is lost after I(T;Y) has risen (share)",
-            after, at_least=0.5,
-        ),
-        judge(
-            f"tanh, {name}: the gradient's mean falls below its fluctuation (log10 of SNR, final)",
-            np.log10(snr[:, -1]), at_most=0,
-        ),
-        judge(
-            f"tanh, {name}: and does so when I(T;Y) has risen, within a factor 2 (log2 of epochs)",
-            distance, at_most=1,
-        ),
-    ]  # fmt: skip
+    claims = Claims([arm])
+    claims.add(
+        f"tanh, {name}: most of I(X;T) is lost after I(T;Y) has risen (share)",
+        (arm,), lambda: after, at_least=0.5,
+    )  # fmt: skip
+    claims.add(
+        f"tanh, {name}: the gradient's mean falls below its fluctuation (log10 of SNR, final)",
+        (arm,), lambda: np.log10(snr[:, -1]), at_most=0,
+    )  # fmt: skip
+    claims.add(
+        f"tanh, {name}: and does so when I(T;Y) has risen, within a factor 2 (log2 of epochs)",
+        (arm,), lambda: distance, at_most=1,
+    )  # fmt: skip
+    return claims
 
 
 def _sign_test(seeds: np.ndarray) -> float:

@@ -27,7 +27,6 @@ from rlib.experiment import (
     Row,
     Run,
     capped,
-    judge,
     legend,
     named_key,
     panels,
@@ -377,7 +376,7 @@ def _rows(found, wire, speed: Values) -> list[Row]:
 
 
 def _claims(config: ConfigDict, found, wire, speed: Values) -> list[Claim]:
-    claims = []
+    claims = Claims(speed)
     for name, results in found.items():
         margin, of_task = config[name].margin, Claims(results)
         difference = functools.partial(_difference, results)
@@ -391,13 +390,15 @@ def _claims(config: ConfigDict, found, wire, speed: Values) -> list[Claim]:
             of_task.add(sentence, pair, functools.partial(difference, *pair), at_least=margin)
         ratio = wire[name]["warmup"] / wire[name]["compressed"]
         sentence = f"{name}: a compressed step sends 28 times less than a float32 ring all-reduce"
-        claims += [*of_task, judge(sentence, [ratio], exact=True, at_least=28)]
+        of_task.add(sentence, (), lambda ratio=ratio: [ratio], exact=True, at_least=28)
         total = _total_ratio(wire[name], 0.15)
         sentence = f"{name}: with 15 % warm-up in bfloat16, 4.8 times less in all than bfloat16"
-        claims.append(judge(sentence, [total], exact=True, at_least=4.8))
-    for method in ("1-bit adam", "1-bit adam, no mask") if speed else ():
+        of_task.add(sentence, (), lambda total=total: [total], exact=True, at_least=4.8)
+        claims += of_task
+    for method in ("1-bit adam", "1-bit adam, no mask"):
         sentence = f"one worker: a compressed step of {method} takes at most 1.3 times Adam's"
-        claims.append(judge(sentence, speed[method] / speed["adam"], at_most=1.3))
+        times = lambda method=method: speed[method] / speed["adam"]
+        claims.add(sentence, (method, "adam"), times, at_most=1.3)
     return claims
 
 

@@ -32,7 +32,6 @@ from rlib.experiment import (
     Run,
     UsageError,
     choose,
-    judge,
     legend,
     named_key,
     panels,
@@ -612,7 +611,7 @@ def _claims(signals: list[Signal], found: dict[str, Results], speed: Values) -> 
         gaps = [_differences(found[s.name], "winner", _best_siren(found[s.name])) for s in bands]
         worst = min(range(len(bands)), key=lambda i: float(np.mean(gaps[i])))
         sentence = f"tuned without tuning, worst {bands[worst].name}: WINNER above its best w_first"
-        claims.append(judge(sentence, gaps[worst], at_least=-3))
+        claims.add(sentence, ("winner", best), lambda gap=gaps[worst]: gap, at_least=-3)
     behind = {}
     for method in (m for m in results if _is_grid(m)):
         gaps = [_differences(found[s.name], _best_siren(found[s.name]), method) for s in bands]
@@ -622,12 +621,12 @@ def _claims(signals: list[Signal], found: dict[str, Results], speed: Values) -> 
         sentence = (
             f"every fixed w_first falls behind some band's best; {least}, which does least (dB)"
         )
-        claims.append(judge(sentence, behind[least], at_least=10))
+        claims.add(sentence, (least,), lambda: behind[least], at_least=10)
     for signal in (s for s in signals if not s.all_rivals):
         claims += _recording_claims(signal, found[signal.name])
     if jax.devices()[0].platform == "cpu":
         sentence = "speed: the training step's share of the measured float32 matmul rate"
-        claims.append(judge(sentence, speed["fraction"], at_least=0.7))
+        claims.add(sentence, (), lambda: speed["fraction"], at_least=0.7)
     return claims
 
 
