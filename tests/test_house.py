@@ -26,7 +26,7 @@ FLOORS = [
     {"experiments", "configs"},
 ]
 ROOMS = sorted(path.parent.name for path in (ROOT / "rlib").glob("*/__init__.py"))
-KERNELS = sorted(path.parent.name for path in (ROOT / "kernels_pallas").glob("*/__init__.py"))
+KERNELS = sorted(path.parent.name for path in (ROOT / "kernels_pallas").glob("*/api.py"))
 FACES = [*(f"rlib.{room}" for room in ROOMS), *(f"kernels_pallas.{op}" for op in KERNELS)]
 #: All that kernels need.
 FOR_KERNELS = {"jax", "numpy", "kernels_pallas", *sys.stdlib_module_names}
