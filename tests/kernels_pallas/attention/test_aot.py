@@ -1,0 +1,100 @@
+"""The kernels compiled for TPUs that are not here."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kernels_pallas import flash_attention, sharded_flash_attention
+
+pytestmark = pytest.mark.aot
+GENERATIONS = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
+OPTIONS = {
+    "causal": {"causal": True},
+    "all": {"window": (700, 100), "softcap": 20.0, "bias": True, "segment_ids": True},
+}
+
+
+@pytest.fixture(scope="module", params=GENERATIONS)
+def mesh(request):
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=GENERATIONS[request.param]
+    )
+    return Mesh(np.array(topology.devices).reshape(4, 2), ("data", "model"))
+
+
+def step(attend, options, shape, keys, dtype):
+    """Outputs and gradients, and the arguments' shapes."""
+    (b, t, n, _), (_, s, *_) = shape, keys
+    made = {"bias": ((1, n, t, s), jnp.float32), "segment_ids": ((b, t), jnp.int32)}
+    arrays = {x: jax.ShapeDtypeStruct(*made[x]) for x in made if options.get(x)}
+    fixed = {x: y for x, y in options.items() if x not in arrays}
+
+    def compute(q, k, v, dout, arrays):
+        bias = arrays.get("bias")
+        attended = lambda q, k, v, bias: attend(q, k, v, bias=bias, **fixed, **arrays_but_bias)
+        arrays_but_bias = {x: y for x, y in arrays.items() if x != "bias"}
+        out, pull = jax.vjp(attended, q, k, v, bias)
+        return out, pull(dout)
+
+    q, k = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(keys, dtype)
+    return compute, (q, k, k, q, arrays)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        (64, jnp.bfloat16),
+        (128, jnp.bfloat16),
+        (256, jnp.bfloat16),
+        (32, jnp.float32),
+        (80, jnp.float32),
+    ],
+)
+def test_a_kernel_compiles(mesh, size, dtype, options):
+    one = Mesh(mesh.devices.ravel()[:1], "data")
+    shape, keys = (1, 1000, 4, size), (1, 1000, 2, size)
+    attend = functools.partial(flash_attention, implementation="mosaic_tpu")
+    compute, given = step(attend, OPTIONS[options], shape, keys, dtype)
+    replicated = NamedSharding(one, P())
+    with jax.set_mesh(one):
+        compiled = jax.jit(compute, in_shardings=replicated, out_shardings=replicated).lower(*given)
+        text = compiled.compile().as_text()
+    assert "flash_attention_forward" in text and "flash_attention_backward" in text
+
+
+def test_a_tpu_of_the_context_is_chosen_for_and_nothing_is_sent(mesh):
+    """Batch over data and heads over model: by the mesh alone, from a machine without a TPU."""
+    attend = sharded_flash_attention(batch="data", heads="model")
+    compute, given = step(
+        attend, OPTIONS["causal"], (8, 2048, 8, 128), (8, 2048, 4, 128), jnp.bfloat16
+    )
+    split = NamedSharding(mesh, P("data", None, "model"))
+    with jax.set_mesh(mesh):
+        compiled = (
+            jax.jit(compute, in_shardings=(split, split, split, split, None), out_shardings=split)
+            .lower(*given)
+            .compile()
+        )
+    text = compiled.as_text()
+    assert "flash_attention_forward" in text and "flash_attention_backward" in text
+    assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all", "permute"))
+
+
+def test_long_sequences_fit(mesh):
+    """65536 tokens: the gradient's queries go in parts, and nothing is as large as the scores."""
+    one = Mesh(mesh.devices.ravel()[:1], "data")
+    shape = (1, 65536, 2, 128)
+    compute, given = step(flash_attention, OPTIONS["causal"], shape, shape, jnp.bfloat16)
+    replicated = NamedSharding(one, P())
+    with jax.set_mesh(one):
+        jitted = jax.jit(compute, in_shardings=replicated, out_shardings=replicated)
+        compiled = jitted.lower(*given).compile()
+    arrays = 65536 * 2 * 128 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * arrays
