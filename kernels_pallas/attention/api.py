@@ -192,7 +192,7 @@ def _flash_attention(q, k, v, bias, ids, implementation, return_lse, *, split, *
         if split is not None:
             given = split.reshard(given)
     if split is not None:
-        split.check(q, k)
+        split.check(q)
     if name == "reference" and split is None:
         out, lse = reference.forward(problem, *given)
     else:
@@ -264,25 +264,23 @@ class Split(NamedTuple):
     def parts(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[a] for a in axes)
 
-    def check(self, q, k) -> None:
-        n, kv, parts = q.shape[2], k.shape[2], self.parts(self.heads)
-        for what, size, axes in (("batch", q.shape[0], self.batch), ("heads", n, self.heads)):
+    def check(self, q) -> None:
+        for what, size, axes in (
+            ("batch", q.shape[0], self.batch),
+            ("heads", q.shape[2], self.heads),
+        ):
             if size % self.parts(axes):
-                raise ValueError(f"q {q.shape}: its {what} do not divide over {self._told(axes)}")
-        if kv % parts and parts % kv:
-            raise ValueError(f"k {k.shape}: its heads do not divide over {self._told(self.heads)}")
+                over = ", ".join(f"{a}={self.mesh.shape[a]}" for a in axes)
+                raise ValueError(f"q {q.shape}: its {what} do not divide over {over}")
 
-    def _told(self, axes) -> str:
-        return ", ".join(f"{a}={self.mesh.shape[a]}" for a in axes)
-
-    def _keys_split(self, k) -> bool:
-        return k.shape[2] % self.parts(self.heads) == 0
+    def _keys_split(self, kv: int) -> bool:
+        return kv % self.parts(self.heads) == 0
 
     def _specs(self, given) -> tuple[P | None, ...]:
         """Of q, k, v, bias and segments."""
         _, k, _, bias, q_ids, _ = given
         b, h = self.batch or None, self.heads or None
-        keys = P(b, None, h if self._keys_split(k) else None)
+        keys = P(b, None, h if self._keys_split(k.shape[2]) else None)
         of_bias = None
         if bias is not None:
             of_bias = P(b if bias.shape[0] > 1 else None, h if bias.shape[1] > 1 else None)
@@ -299,29 +297,34 @@ class Split(NamedTuple):
         return tuple(place(x, s) for x, s in zip(given, self._specs(given), strict=True))
 
     def _over(self, function, in_specs, out_specs):
+        # Where a scan is derived, JAX carries constants of a body out of it, and those of a
+        # shard_map inside another one do not lower; out of a checkpointed function it does not.
         return jax.shard_map(
-            function,
+            jax.checkpoint(function, prevent_cse=False),
             mesh=self.mesh,
             axis_names=frozenset((*self.batch, *self.heads)),
             in_specs=in_specs,
             out_specs=out_specs,
         )
 
-    def _own_keys(self, q, k, n, kv):
-        """Where keys are whole on each device: the one head that its queries read."""
-        own = jax.lax.axis_index(self.heads) * q.shape[2] // (n // kv)
-        return own, jax.lax.dynamic_slice_in_dim(k, own, 1, axis=2)
+    def _cut(self, q, n, kv):
+        """Of keys that are whole on each device, the heads that its queries read."""
+        if self._keys_split(kv):
+            return lambda k: k
+        heads = q.shape[2]
+        first = jax.lax.axis_index(self.heads) * heads
+        if self.parts(self.heads) % kv == 0:
+            return lambda k: jax.lax.dynamic_slice_in_dim(k, first // (n // kv), 1, axis=2)
+        return lambda k: jnp.take(k, (first + jnp.arange(heads)) // (n // kv), axis=2)
 
     def forward(self, attend):
         def over(*given):
             n, kv = given[0].shape[2], given[1].shape[2]
-            whole = not self._keys_split(given[1])
 
-            def local(q, k, v, *rest):
-                k, v, *rest = varying_like((k, v, *rest), q)
-                if whole:
-                    k, v = (self._own_keys(q, x, n, kv)[1] for x in (k, v))
-                return attend(q, k, v, *rest)
+            def local(q, *rest):
+                k, v, *rest = varying_like(rest, q)
+                cut = self._cut(q, n, kv)
+                return attend(q, cut(k), cut(v), *rest)
 
             return self._over(local, self._specs(given), self._rows())(*given)
 
@@ -331,20 +334,16 @@ class Split(NamedTuple):
         def over(*given):
             q, k, _, bias = given[:4]
             n, kv = q.shape[2], k.shape[2]
-            whole = not self._keys_split(k)
             specs = self._specs(given[:6])
             wanted = pull.keywords["bias_gradient"]
 
-            def local(q, k, v, *rest):
-                k, v, *rest = varying_like((k, v, *rest), q)
-                cut = (k, v)
-                if whole:
-                    own = self._own_keys(q, k, n, kv)[0]
-                    cut = tuple(self._own_keys(q, x, n, kv)[1] for x in (k, v))
+            def local(q, *rest):
+                k, v, *rest = varying_like(rest, q)
+                cut, undo = jax.vjp(lambda *x: tuple(map(self._cut(q, n, kv), x)), k, v)
                 dq, dk, dv, dbias = pull(q, *cut, *rest)
-                if whole:
-                    at = lambda dx, x: jax.lax.dynamic_update_slice_in_dim(0 * x, dx, own, axis=2)
-                    dk, dv = jax.lax.psum((at(dk, k), at(dv, v)), self.heads)
+                dk, dv = undo((dk, dv))
+                if not self._keys_split(kv):
+                    dk, dv = jax.lax.psum((dk, dv), self.heads)
                 if wanted:
                     alone = (self.batch if bias.shape[0] == 1 else ()) + (
                         self.heads if bias.shape[1] == 1 else ()

@@ -30,7 +30,9 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas import sharded_flash_attention
 from rlib.nn.partitioning import logical_axes
+from rlib.parallel import LOGICAL_AXIS_RULES
 
 #: (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) -> [B, T, N, H], causal
 AttentionFn = Callable[[Array, Array, Array], Array]
@@ -39,13 +41,17 @@ AttentionFn = Callable[[Array, Array, Array], Array]
 def causal_attention(
     q: Float[Array, "b t n h"], k: Float[Array, "b t kv h"], v: Float[Array, "b t kv h"]
 ) -> Float[Array, "b t n h"]:
-    """softmax(q k^T / sqrt(H)) v over positions that are not later, by `jax.nn`.
+    """softmax(q k^T / sqrt(H)) v over positions that are not later, by FlashAttention.
+
+    Under a mesh (that of `parallel.make_train_step`, or of `jax.set_mesh`) the batch and the heads
+    are split as `parallel.LOGICAL_AXIS_RULES` say.
 
     >>> v = jnp.array([1.0, 3.0, 8.0]).reshape(1, 3, 1, 1)
     >>> causal_attention(0 * v, 0 * v, v).ravel()  # means of what has come
     Array([1., 2., 4.], dtype=float32)
     """
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    axes = {"batch": LOGICAL_AXIS_RULES["batch"], "heads": LOGICAL_AXIS_RULES["heads"]}
+    return sharded_flash_attention(**axes)(q, k, v, causal=True)
 
 
 def rotary_table(

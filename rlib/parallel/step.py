@@ -152,7 +152,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, metrics), grads = gradients(state.params, state.frozen, batch, key)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for layers that split by hand
+            (loss, metrics), grads = gradients(state.params, state.frozen, batch, key)
         params, opt_state = update(grads, state.opt_state, state.params)
         metrics = {"loss": loss, **metrics}
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
