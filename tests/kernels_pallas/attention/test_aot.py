@@ -1,6 +1,10 @@
 """The kernels compiled for TPUs that are not here."""
 
 import functools
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -98,3 +102,20 @@ def test_long_sequences_fit(mesh):
         compiled = jitted.lower(*given).compile()
     arrays = 65536 * 2 * 128 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * arrays
+
+
+def test_a_tile_takes_no_more_cycles_than_in_jaxs_own_kernels():
+    """By the compiler's final schedules, forward and backward, at equal shapes and tiles."""
+    command = [sys.executable, "-m", "kernels_pallas.attention.schedule", "--length=1024"]
+    environment = {**os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = {}
+    for device, who, name, tile in re.findall(
+        r"^\| (v\w+) \| 128 \| ([\w ]+): (\w+) \| (\d+) \|", done.stdout, re.MULTILINE
+    ):
+        forward = re.search("forward|fwd|jvp", name) is not None
+        place = (device, forward, who)
+        found[place] = found.get(place, 0) + int(tile)
+    assert len(found) == 3 * 2 * 3
+    for (device, forward, who), tile in found.items():
+        assert found[device, forward, "ours"] <= 1.1 * tile, (device, forward, who, found)
