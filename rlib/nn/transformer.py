@@ -50,8 +50,9 @@ def causal_attention(
     >>> causal_attention(0 * v, 0 * v, v).ravel()  # means of what has come
     Array([1., 2., 4.], dtype=float32)
     """
-    axes = {"batch": LOGICAL_AXIS_RULES["batch"], "heads": LOGICAL_AXIS_RULES["heads"]}
-    return sharded_flash_attention(**axes)(q, k, v, causal=True)
+    rules = LOGICAL_AXIS_RULES
+    attend = sharded_flash_attention(batch=rules["batch"], heads=rules["heads"])
+    return attend(q, k, v, causal=True)
 
 
 def rotary_table(
