@@ -8,7 +8,6 @@ size and one parameter of each method tuned at equal budget on draws of their ow
 """
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage, stats
 from sklearn import datasets
 
+from kernels_pallas.timing import in_turns
 from rlib import data, information, nn, training
 from rlib.experiment import (
     COLOURS,
@@ -541,26 +541,17 @@ def _speed(options: ConfigDict) -> Values:
         program = jax.jit(lambda a, b: information.cs_divergence(a, b, 2.0, block=block))
         compiled = program.lower(*pair).compile()
         sizes: Any = compiled.memory_analysis()
-        jax.block_until_ready(compiled(*pair))
-        return lambda: jax.block_until_ready(compiled(*pair)), sizes.temp_size_in_bytes
-
-    def seconds(call: Callable) -> float:
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
-
-    def best(calls: Sequence[Callable]) -> list[float]:
-        """Of three turns: what else the machine does can only add to a time."""
-        return np.min([[seconds(call) for call in calls] for _ in range(3)], axis=0).tolist()
+        return functools.partial(compiled, *pair), sizes.temp_size_in_bytes
 
     whole, whole_bytes = prepared(options.timed, None)
     blocked, blocked_bytes = prepared(options.timed, options.block)
     large, large_bytes = prepared(options.large, options.block)
-    pairs = np.array([best((whole, blocked)) for _ in range(options.repeats)])
+    # The best of three turns: what else the machine does can only add to a time.
+    turns = in_turns((whole, blocked), 3 * options.repeats)
     return {
-        "seconds": pairs.T,
+        "seconds": turns.reshape(2, options.repeats, 3).min(axis=2),
         "bytes": np.array([whole_bytes, blocked_bytes, large_bytes]),
-        "large seconds": np.array([seconds(large)]),
+        "large seconds": in_turns([large], 1)[0],
     }
 
 

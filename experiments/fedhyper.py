@@ -9,7 +9,6 @@ is large to begin with leaves the schedules room to diverge: that is shown, and 
 
 import functools
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import optax
 from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
 
+from kernels_pallas.timing import in_turns
 from rlib import data, federated
 from rlib.experiment import (
     COLOURS,
@@ -340,18 +340,13 @@ class Study:
         """
         weights, _, *rest = self.inputs(0)
         setting = _traced(self.setting("g+cl", self.config.small[-1]))
-        seconds: dict[str, list[float]] = {method: [] for method in self._timed()}
         key = jax.block_until_ready(named_key(0, "time"))
-        turns = self.config.turns
-        for _ in range(1 + self.config.repeats * turns):  # the first one compiles
-            for method, taken in seconds.items():
-                self.run.check()
-                program = self.program(_program(method), 1)
-                begun = time.perf_counter()
-                jax.block_until_ready(program(setting, weights, key, *rest))
-                taken.append(time.perf_counter() - begun)
-        quickest = lambda taken: np.array(taken[1:]).reshape(-1, turns).min(axis=1)
-        return {method: quickest(taken) for method, taken in seconds.items()}
+        programs = [self.program(_program(method), 1) for method in self._timed()]
+        calls = [functools.partial(program, setting, weights, key, *rest) for program in programs]
+        repeats, turns = self.config.repeats, self.config.turns
+        seconds = in_turns(calls, repeats * turns, between=self.run.check)
+        quickest = seconds.reshape(-1, repeats, turns).min(axis=2)
+        return dict(zip(self._timed(), quickest, strict=True))
 
     # The report
 

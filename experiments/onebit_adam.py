@@ -8,7 +8,6 @@ the compiled programs.
 """
 
 import functools
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from kernels_pallas.timing import in_turns
 from rlib import compression, data, nn, optim, parallel, training
 from rlib.experiment import (
     COLOURS,
@@ -265,14 +265,15 @@ def _speed(options: ConfigDict) -> Values:
         steps[name] = jax.jit(step, donate_argnums=(0, 1))
         states[name] = params, state
     grads = jax.tree.map(jnp.asarray, grads)
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
-    for _ in range(options.steps * (options.repeats + 1)):
-        for name in plans:
-            begun = time.perf_counter()
-            states[name] = jax.block_until_ready(steps[name](*states[name], grads))
-            seconds[name].append(time.perf_counter() - begun)
-    medians = lambda values: np.median(np.reshape(values, (-1, options.steps))[1:], axis=1)
-    return {name: medians(values) for name, values in seconds.items()}
+
+    def advance(name: str) -> Any:
+        states[name] = steps[name](*states[name], grads)
+        return states[name]
+
+    calls = [functools.partial(advance, name) for name in plans]
+    seconds = in_turns(calls, options.steps * options.repeats, warm=options.steps)
+    medians = np.median(seconds.reshape(len(plans), options.repeats, options.steps), axis=2)
+    return dict(zip(plans, medians, strict=True))
 
 
 # Real processes over real TCP

@@ -10,7 +10,6 @@ Arguments name the parts (`PARTS`), all without; `--clients` and `--repeats` mak
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -25,6 +24,7 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
+from kernels_pallas.timing import in_turns
 from rlib import nn
 from rlib.federated.averaging import fedavg
 from rlib.federated.clients import ClientData, LocalWork, client_data
@@ -100,19 +100,6 @@ def clients_of(count: int, each: int, shape: tuple[int, ...], most: int = 20_000
     return jax.tree.map(jnp.asarray, client_data(examples, parts))
 
 
-def in_turns(forms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each form, `repeats` times in turns, after one call that compiles."""
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for run in forms.values():
-        jax.block_until_ready(run())
-    for _ in range(repeats):
-        for name, run in forms.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - begun)
-    return seconds
-
-
 def one_call(name: str, held: ClientData, work: LocalWork, sampled: int, **options: Any):
     """A round of FedAvg as one compiled call that goes on from its own state."""
     params, loss, _ = problem(name)
@@ -182,7 +169,7 @@ def forms(console: Console, repeats: int) -> None:
             f"{name}: one call, one by one": one_call(name, held, work, 10, at_once=1),
             f"{name}: one call, side by side": one_call(name, held, work, 10, at_once=10),
         }
-        seconds = in_turns(runs, repeats)
+        seconds = dict(zip(runs, in_turns(runs.values(), repeats), strict=True))
         chosen = seconds[f"{name}: one call, as chosen"]
         table = _table(
             "a round of 10 clients, 10 steps of 32", "form", "ms", "its time over the chosen one's"
@@ -220,7 +207,7 @@ def sizes(console: Console, repeats: int, most: int) -> None:
             state[0], metrics = step(state[0], held)
             return metrics
 
-        seconds = np.median(in_turns({"": run}, repeats)[""])
+        seconds = np.median(in_turns([run], repeats))
         table.add_row(
             str(n), str(s), f"{1e3 * seconds:.1f}", f"{1 / seconds:.1f}",
             f"{4e-9 * count * n:.2f}", f"{1e-6 * memory.temp_size_in_bytes:.1f}",
@@ -242,7 +229,7 @@ def devices(console: Console, repeats: int) -> None:
             )
             count *= 2
     table = _table("a round of 10 clients, 10 steps of 32", "devices", "ms")
-    for name, values in in_turns(runs, repeats).items():
+    for name, values in zip(runs, in_turns(runs.values(), repeats), strict=True):
         table.add_row(name, f"{1e3 * np.median(values):.2f}")
     console.print(table)
 
