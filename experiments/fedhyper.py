@@ -234,8 +234,9 @@ class Study:
         draws = self.config.tuning.draws
         costs = {f"tune/{m}": float(draws * len(trials)) for m, trials in self.trials.items()}
         costs |= {job.unit: float(len(job.settings)) for job in jobs.values()}
-        if self._timed():
-            costs["time"] = float(len(self._timed()) * self.config.repeats * self.config.turns)
+        if timed := self._timed():
+            calls = len(timed) * self.config.repeats * self.config.turns
+            costs[self._time_unit()] = float(calls)
         self.run.plan(costs)
 
     def tune(self) -> dict[str, Setting]:
@@ -265,7 +266,7 @@ class Study:
             for name, runs in part.items():
                 part[name] = jax.tree.map(stack, *runs)
         if self._timed():
-            found["time"] = self.run.cached("time", self._time)
+            found["time"] = self.run.cached(self._time_unit(), self._time)
         return found
 
     def _do(self, job: Job) -> Values:
@@ -332,6 +333,10 @@ class Study:
     def _timed(self) -> list[str]:
         timed = self._of(self.config.timed)
         return timed if len(timed) > 1 and timed[0] == self.config.timed[0] else []
+
+    def _time_unit(self) -> str:
+        """One for all methods, since they take turns."""
+        return f"time/{','.join(self._timed())}"
 
     def _time(self) -> Values:
         """Seconds of all rounds, one look at their end included; (repeats,) a method.

@@ -69,6 +69,17 @@ def test_official_settings_are_those_of_the_released_code(study):
     assert study.ablation("g official bounds", 0.01)[1].alpha_bounds == (0.2, 5.0)
 
 
+def test_methods_that_were_left_out_are_timed_when_a_run_goes_on(tmp_path, monkeypatch):
+    config = config_of("smoke").unlock()
+    config.timed = ("fedavg", "g", "g+cl")
+    monkeypatch.setattr(fedhyper, "in_turns", lambda calls, n, between: np.ones((len(calls), n)))
+    monkeypatch.setattr(fedhyper.Study, "jobs", lambda study, tuned: {})
+    for only in (["fedavg", "g"], ["fedavg", "g", "g+cl"]):
+        run = Run(str(tmp_path / "run"), only=only)
+        assert list(fedhyper.Study(config, run).run_all({})["time"]) == only
+        run.close()
+
+
 def test_unequal_budgets_and_unknown_variants_are_refused(study):
     config = config_of("smoke", "--config.tuning.two=(0.1, 0.1, 2)")
     with pytest.raises(UsageError, match="differ in number"):
