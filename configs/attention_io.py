@@ -37,7 +37,7 @@ BASE = {
     "practical": 256,  # the widest head in use
     "constant": 10.5,  # over the bound, as derived before any run
     "time": {
-        "n": (1024, 4096),  # powers of two
+        "n": (1024, 4096),  # queries, and keys
         "d": 64,
         "m": 2**18,  # words of float32 in the 1 MiB of L2 cache of a core; an assumption elsewhere
         "inner": 64,  # keys a tile

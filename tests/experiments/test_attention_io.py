@@ -1,12 +1,14 @@
 """The smoke preset, interrupted and resumed; where the winner changes; ranges; what is timed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import attention_io
-from kernels_pallas.attention import transfers
+from kernels_pallas.attention import transfers, xla
 from rlib.experiment import Run, UsageError
 from rlib.experiment.config import load
 from rlib.experiment.environment import CHECKOUT
@@ -84,9 +86,11 @@ def test_ranges_lie_in_their_regimes():
 
 def test_what_is_timed_is_attention():
     q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 12, 4)), jnp.float32)
-    out = jax.jit(lambda *qkv: attention_io._tiled(*qkv, rows=4, columns=3))(q, k, v)
-    np.testing.assert_allclose(out, jax.nn.softmax(q @ k.T) @ v, rtol=1e-5, atol=1e-6)
-    assert [attention_io._divisor(12, most) for most in (1, 5, 11, 99)] == [1, 4, 6, 12]
+    for rows, columns in ((4, 3), (5, 7)):
+        blocks = xla.Blocks(rows, columns, heads=1)
+        out = jax.jit(functools.partial(attention_io._flash, blocks=blocks))(q, k, v)
+        np.testing.assert_allclose(out, jax.nn.softmax(q @ k.T) @ v, rtol=1e-5, atol=1e-6)
+    assert [attention_io._even(12, most) for most in (1, 5, 7, 11, 99)] == [1, 4, 6, 6, 12]
 
 
 def test_unknown_methods_and_small_caches_are_refused():
