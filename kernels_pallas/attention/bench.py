@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas.attention.api import flash_attention, implementations
+from kernels_pallas.timing import in_turns
 
 PARTS = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # operations over those of forward
 BASELINE = "jax.nn"
@@ -142,13 +142,17 @@ def measure(
             differences[name] = _difference(results, ours)
             if name in names:
                 programs[name] = made
-        seconds = _in_turns(programs, parts, repeats)
+        keys = [(name, part) for name in programs for part in parts]
+        calls = [programs[name].calls[part] for name, part in keys]
+        taken = in_turns(calls, repeats, shortest=SHORTEST).tolist()
+        seconds = dict(zip(keys, taken, strict=True))
         for name in names:
             if name in reasons:
                 found.append(Record(case, name, reasons[name]))
                 continue
+            own = {part: seconds[name, part] for part in parts}
             temporary = programs[name].temporary
-            found.append(Record(case, name, "", differences[name], seconds[name], temporary))
+            found.append(Record(case, name, "", differences[name], own, temporary))
     return found
 
 
@@ -174,9 +178,7 @@ class _Programs:
         self.temporary = {part: _temporary(compiled[part]) for part in parts}
 
     def results(self) -> list[np.ndarray]:
-        """Output and gradients; also warms all parts up."""
-        for call in self.calls.values():
-            jax.block_until_ready(call())
+        """Output and gradients."""
         return [np.asarray(x, np.float64) for x in self.both(*self.given)]
 
 
@@ -196,27 +198,6 @@ def _refuse_what_does_not_fit(compiled: Any) -> None:
         if _temporary(compiled) > most:
             needed = _temporary(compiled) / 2**30
             raise MemoryError(f"needs {needed:.0f} GiB, more than half of this machine's memory")
-
-
-def _in_turns(
-    programs: Mapping[str, _Programs], parts: Sequence[str], repeats: int
-) -> dict[str, dict[str, list[float]]]:
-    calls = {(name, part): made.calls[part] for name, made in programs.items() for part in parts}
-    often = {key: max(1, math.ceil(SHORTEST / _seconds(call, 1))) for key, call in calls.items()}
-    seconds: dict[str, dict[str, list[float]]] = {n: {p: [] for p in parts} for n in programs}
-    for _ in range(repeats):
-        for (name, part), call in calls.items():
-            seconds[name][part].append(_seconds(call, often[name, part]))
-    return seconds
-
-
-def _seconds(call: Callable[[], Any], often: int) -> float:
-    """Of one call, over so many that follow each other."""
-    begun = time.perf_counter()
-    for _ in range(often):
-        result = call()
-    jax.block_until_ready(result)
-    return (time.perf_counter() - begun) / often
 
 
 def _difference(results: list[np.ndarray], ours: list[np.ndarray]) -> float:
