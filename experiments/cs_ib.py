@@ -187,7 +187,11 @@ def _rotated(image: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _california() -> dict[str, dict[str, np.ndarray]]:
-    """log(price) of districts below the cap of 5, as published; a fifth is for tests."""
+    """log(price) of districts below the cap of 5, as published; a fifth is for tests.
+
+    It is downloaded, so `rlib.data` does not have it, whose sets are inside packages. Dealt by
+    RandomState as those are: its numbers never change.
+    """
     try:
         x, y = datasets.fetch_california_housing(return_X_y=True, download_if_missing=False)
     except OSError as error:
