@@ -110,4 +110,11 @@ METHODS = (
         code="kernels_pallas/attention/transfers.py",
         claim="FlashAttention moves the fewest words if a cache holds d^2, square tiling if not",
     ),
+    Method(
+        name="flash_attention",
+        title="FlashAttention-2",
+        arxiv="2307.08691",
+        code="kernels_pallas/attention/api.py",
+        claim="exact attention in memory that grows with the length, and faster",
+    ),
 )
