@@ -78,6 +78,20 @@ def test_one_method_alone_is_measured_and_drawn():
     assert any("two products and a quotient" in claim.claim for claim in report.claims)
 
 
+def test_speeds_of_an_accelerator_are_rows(monkeypatch):
+    config = config_of("smoke").unlock()
+    config.methods, config.memory.lengths = ("fa1",), (16, 32)
+    config.speed.update(tokens=64, hidden=32, size=16, lengths=(32,), causal=(True,), turns=2)
+    monkeypatch.setattr(experiment.jax, "default_backend", lambda: "gpu")
+    report = experiment.main(config)
+    speeds = [row for row in report.rows if row.metric == experiment.SPEED]
+    assert {row.method for row in speeds} >= {"ours: xla", bench.BASELINE, bench.EINSUM}
+    groups = {row.group for row in speeds if row.method == bench.BASELINE}
+    assert groups == {f"N=32, causal, {part}" for part in bench.PARTS}
+    assert not any(row.published for row in speeds)
+    assert "speeds are of an A100" in report.notes[-1]
+
+
 def test_unknown_methods_are_refused():
     config = config_of("smoke").unlock()
     config.methods = ("fa2", "fa4")
