@@ -1,38 +1,40 @@
 """`flash_attention`: exact attention in memory that grows with the length, on CPUs, GPUs and TPUs.
 
 FlashAttention-2 (arXiv 2307.08691): scores are made and used tile by tile and never stored; the
-gradient makes them again from the queries' logarithms of sums, which are all that is kept.
+gradient makes them again from the queries' logarithms of sums, kept beside the arguments.
 
 | paper | official code | here |
 |---|---|---|
 | Algorithm 1, line 10: times exp(m_old - m_new)^-1 | without the inverse | without |
 | L of a query that sees no key: none | +inf | -inf, neutral when parts are merged |
-| causal masks of equal lengths | bottom right, since 2.1 | that, or top left |
+| masks of unequal lengths | bottom right, since 2.1 | that, or top left |
 | dQ by atomic additions | those, or `deterministic` | one order of every sum |
 | no bias | ALiBi slopes, no gradient | any additive bias, with gradient |
 | no gradient of L | none | differentiable: parts can be trained |
 | dropout | from a counter | none |
 
-Layouts and names are those of `jax.nn.dot_product_attention`, but for causal masks of unequal
-lengths, which it aligns top left.
+Layouts are those of `jax.nn.dot_product_attention`, which aligns masks of unequal lengths top left.
 """
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from kernels_pallas.attention import mosaic_tpu, reference, xla
+from kernels_pallas.attention import mosaic_gpu, mosaic_tpu, reference, xla
 from kernels_pallas.attention.problem import Band, Problem, varying_like
 
 #: In the order of choice; each says why it cannot serve a problem.
 IMPLEMENTATIONS: Mapping[str, ModuleType] = {
+    "mosaic_gpu": mosaic_gpu,
     "mosaic_tpu": mosaic_tpu,
     "xla": xla,
     "reference": reference,
@@ -63,16 +65,17 @@ def flash_attention(
     """softmax(cap(scale q k^T) + bias, over the keys that are seen) v.
 
     Works under `jit`, `grad`, `vmap`, `checkpoint` and `shard_map`. Arrays whose types say that
-    their batch or heads are split over a mesh (explicit axes) are attended where they are; for
-    axes that the compiler manages see `sharded_flash_attention`. Gradients are of first order
-    (`implementation="reference"` has all).
+    their batch or heads are split over a mesh (explicit axes) are attended where they are; for axes
+    that the compiler manages see `sharded_flash_attention`. There is no forward mode, and second
+    gradients are of what has no mask only (`implementation="reference"` has all).
 
     Args:
         q: queries [B, T, N, D], or [T, N, D].
         k, v: [B, S, K, D] and [B, S, K, E], or without B; query head n reads head n // (N / K).
-        bias: added to the scores; broadcasts to [B, N, T, S]. -inf hides a key.
-        segment_ids: integers [B, T], or two arrays [B, T] and [B, S]; a query sees the keys of its
-            own segment.
+        bias: added to the scores; broadcasts to [B, N, T, S]. -inf, or -1e29 and less, hides a key.
+            On a TPU its gradient takes memory as the scores do.
+        segment_ids: integers of 32 bits [B, T], or two arrays [B, T] and [B, S]; a query sees the
+            keys of its own segment.
         scale: of the scores, 1 / sqrt(D) if None.
         causal: a query sees no later key.
         causal_align: which key is at the place of a query where T != S: the last query's is the
@@ -96,10 +99,11 @@ def flash_attention(
     >>> flash_attention(q, k, v, causal=True).ravel()
     Array([1., 2., 4.], dtype=float32)
     """
+    q, k, v = map(jnp.asarray, (q, k, v))
     if q.ndim == 3:
-        drop = lambda ids: jax.tree.map(lambda x: x[None] if x.ndim == 1 else x, ids)
+        more = lambda ids: jax.tree.map(lambda x: jnp.asarray(x)[None], ids)
         result = flash_attention(
-            q[None], k[None], v[None], bias=bias, segment_ids=drop(segment_ids), scale=scale,
+            q[None], k[None], v[None], bias=bias, segment_ids=more(segment_ids), scale=scale,
             causal=causal, causal_align=causal_align, window=window, softcap=softcap,
             implementation=implementation, return_lse=return_lse,
         )  # fmt: skip
@@ -121,12 +125,11 @@ def sharded_flash_attention(
     whole, and each device takes those that its queries read.
 
     Args:
-        batch, heads: names of mesh axes, or tuples of them. Names that the mesh lacks, or that are
-            manual already (inside `shard_map`), are left out.
-        mesh: the one of the context (`jax.set_mesh`) if None; without any, nothing is split.
-
-    Raises:
-        ValueError: when called: a batch or heads that do not divide by their axes.
+        batch, heads: names of mesh axes, or tuples of them. What the mesh lacks, what is manual
+            already (inside `shard_map`), and what the batch or the heads do not divide by, is left
+            out: the compiler does what it can.
+        mesh: the one of the context (`jax.set_mesh`), which it must be if there is one, or None for
+            that; without any, nothing is split. Inside `shard_map` always that of the context.
 
     >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     >>> attend = sharded_flash_attention(batch="data", mesh=mesh)
@@ -138,14 +141,17 @@ def sharded_flash_attention(
     def attend(
         q, k, v, *, bias=None, segment_ids=None, implementation=None, return_lse=False, **options
     ):  # fmt: skip
-        own = jax.sharding.get_abstract_mesh()
-        own = own if mesh is None or not own.empty else mesh
-        kinds = dict(zip(own.axis_names, own.axis_types, strict=True))
-        free = lambda axes: tuple(a for a in _names(axes) if kinds.get(a) == AxisType.Auto)
-        split = Split(own, free(batch), free(heads))
+        q, k, v = map(jnp.asarray, (q, k, v))
+        context = jax.sharding.get_abstract_mesh()
+        own = context if mesh is None or context.manual_axes else mesh
+        if q.ndim == 3:
+            given = {"bias": bias, "segment_ids": segment_ids, "implementation": implementation}
+            return flash_attention(q, k, v, **given, return_lse=return_lse, **options)
+        split = Split(own, (), ())
+        split = Split(own, split.that_fit(batch, q.shape[0]), split.that_fit(heads, q.shape[2]))
         return _flash_attention(
-            q, k, v, bias, segment_ids, implementation, return_lse,
-            split=split if split.batch or split.heads else None, **_OPTIONS | options,
+            q, k, v, bias, segment_ids, implementation, return_lse, split=split,
+            **_OPTIONS | options,
         )  # fmt: skip
 
     return attend
@@ -166,33 +172,37 @@ def implementations(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) ->
     'can serve'
     """
     found: dict[str, str] = {}
+    names = ("bias", "segment_ids")
+    arrays = {name: options.pop(name) for name in names if options.get(name) is not None}
+    asked = options.pop("implementation", None)
+    options = {name: x for name, x in options.items() if name not in (*names, "return_lse")}
 
-    def look(q, k, v, options):
-        kept = {name: options.pop(name) for name in ("bias", "segment_ids") if name in options}
-        _checked(q, k, v, kept.get("bias"), kept.get("segment_ids"))
-        asked = options.pop("implementation", None)
-        options.pop("return_lse", None)
+    def look(q, k, v, arrays):
+        if q.ndim == 3:
+            q, k, v = q[None], k[None], v[None]
+        _checked(q, k, v, arrays.get("bias"), arrays.get("segment_ids"))
         problem = _problem(q, k, **_OPTIONS | options)
-        chosen = _chosen(asked, problem, q, k, v)
-        for name in IMPLEMENTATIONS:
-            reason = _reason(name, problem, q, k, v)
-            found[name] = "chosen" if name == chosen else reason or "can serve"
+        reasons = {name: _reason(name, None, problem, q, k, v) for name in IMPLEMENTATIONS}
+        first = next(name for name, reason in reasons.items() if reason is None)
+        for name, reason in reasons.items():
+            chosen = name == (asked or first) and reason is None
+            found[name] = "chosen" if chosen else reason or "can serve"
 
-    jax.eval_shape(lambda q, k, v: look(q, k, v, dict(options)), q, k, v)
+    jax.eval_shape(look, q, k, v, arrays)
     return found
+
+
+# The differentiable function
 
 
 def _flash_attention(q, k, v, bias, ids, implementation, return_lse, *, split, **options):
     bias, ids = _checked(q, k, v, bias, ids)
     problem = _problem(q, k, **options)
-    name = _chosen(implementation, problem, q, k, v)
     given = (q, k, v, bias, *(ids or (None, None)))
-    if split is None:
-        split = _explicit(q)
-        if split is not None:
-            given = split.reshard(given)
-    if split is not None:
-        split.check(q)
+    split, given = _with_explicit(split, given)
+    name = _chosen(implementation, split, problem, q, k, v)
+    if split is not None and not (split.batch or split.heads):
+        split = None
     if name == "reference" and split is None:
         out, lse = reference.forward(problem, *given)
     else:
@@ -200,16 +210,24 @@ def _flash_attention(q, k, v, bias, ids, implementation, return_lse, *, split, *
     return (out, lse) if return_lse else out
 
 
-# The differentiable function
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(how, q, k, v, bias, q_ids, kv_ids):
+def _attention(how, *given):
+    return _forward(how, *given)
+
+
+# Compiled, so that calls outside of `jit` find their programs again.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _forward(how, *given):
     problem, name, split = how
     attend = functools.partial(IMPLEMENTATIONS[name].forward, problem)
-    if split is not None:
-        attend = split.forward(attend)
-    return attend(q, k, v, bias, q_ids, kv_ids)
+    return (attend if split is None else split.forward(attend))(*given)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _backward(how, bias_gradient, *given):
+    problem, name, split = how
+    pull = functools.partial(IMPLEMENTATIONS[name].backward, problem, bias_gradient=bias_gradient)
+    return (pull if split is None else split.backward(pull))(*given)
 
 
 def _attention_fwd(how, *given):
@@ -222,7 +240,7 @@ def _attention_fwd(how, *given):
 
 
 def _attention_bwd(how, residuals, gradients):
-    (problem, name, split), (values, out, lse, wants_bias) = how, residuals
+    values, out, lse, wants_bias = residuals
     zeros = jax.custom_derivatives.SymbolicZero
     dout, dlse = (
         varying_like(jnp.zeros_like(x), x) if isinstance(g, zeros) else g
@@ -230,12 +248,7 @@ def _attention_bwd(how, residuals, gradients):
     )
     # What depends on a query that sees nothing depends on no argument.
     dlse = jnp.where(lse == -jnp.inf, 0, dlse)
-    pull = functools.partial(
-        IMPLEMENTATIONS[name].backward, problem, bias_gradient=wants_bias is not None
-    )
-    if split is not None:
-        pull = split.backward(pull)
-    dq, dk, dv, dbias = pull(*values, out, lse, dout, dlse)
+    dq, dk, dv, dbias = _backward(how, wants_bias is not None, *values, out, lse, dout, dlse)
     if dbias is None and values[3] is not None:
         dbias = jnp.zeros_like(values[3])
     return dq, dk, dv, dbias, None, None
@@ -264,14 +277,11 @@ class Split(NamedTuple):
     def parts(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[a] for a in axes)
 
-    def check(self, q) -> None:
-        for what, size, axes in (
-            ("batch", q.shape[0], self.batch),
-            ("heads", q.shape[2], self.heads),
-        ):
-            if size % self.parts(axes):
-                over = ", ".join(f"{a}={self.mesh.shape[a]}" for a in axes)
-                raise ValueError(f"q {q.shape}: its {what} do not divide over {over}")
+    def that_fit(self, axes: Axes, size: int) -> tuple[str, ...]:
+        """Those of the axes that the compiler manages and that a size divides by."""
+        kinds = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
+        fit = tuple(a for a in _names(axes) if kinds.get(a) == AxisType.Auto)
+        return fit if size % self.parts(fit) == 0 else ()
 
     def _keys_split(self, kv: int) -> bool:
         return kv % self.parts(self.heads) == 0
@@ -292,9 +302,11 @@ class Split(NamedTuple):
         b, h = self.batch or None, self.heads or None
         return P(b, None, h), P(b, h)
 
-    def reshard(self, given):
-        place = lambda x, spec: None if x is None else jax.sharding.reshard(x, spec)
-        return tuple(place(x, s) for x, s in zip(given, self._specs(given), strict=True))
+    def place(self, given):
+        """Bring arrays of explicit types to this split."""
+        put = lambda x, spec: jax.sharding.reshard(x, jax.NamedSharding(self.mesh, spec))
+        specs = self._specs(given)
+        return tuple(None if x is None else put(x, s) for x, s in zip(given, specs, strict=True))
 
     def _over(self, function, in_specs, out_specs):
         # Where a scan is derived, JAX carries constants of a body out of it, and those of a
@@ -358,21 +370,42 @@ class Split(NamedTuple):
         return over
 
 
-def _explicit(q: jax.Array) -> Split | None:
-    """What the type of q says of explicit axes; None if nothing is split."""
-    mesh = jax.sharding.get_abstract_mesh()
-    explicit = set() if mesh.empty else set(mesh.explicit_axes)
-    spec = tuple(jax.typeof(q).sharding.spec) if explicit else ()
-    axes = [tuple(a for a in _names(names) if a in explicit) for names in spec]
-    if not any(axes):
-        return None
-    batch, rows, heads, size = axes
-    if rows or size:
-        raise ValueError(
-            f"q is split as {jax.P(*spec)}: its batch and heads may be, not its length or head "
-            "size; jax.sharding.reshard it"
-        )
-    return Split(mesh, batch, heads)
+def _with_explicit(split: Split | None, given) -> tuple[Split | None, Any]:
+    """The split that is asked for with what arrays' types say of explicit axes, and the arrays."""
+    q, k, v, bias = given[:4]
+    axes: dict[int, tuple[str, ...]] = {0: (), 2: ()}
+    found = None
+    for name, x, places in (
+        ("q", q, (0, 2)),
+        ("k", k, (0, 2)),
+        ("v", v, (0, 2)),
+        ("bias", bias, (0, 1)),
+    ):
+        if x is None:
+            continue
+        kind = jax.typeof(x).sharding
+        explicit = () if kind.mesh.empty else kind.mesh.explicit_axes
+        spec = [tuple(a for a in _names(names) if a in explicit) for names in kind.spec]
+        if not any(spec):
+            continue
+        found = kind.mesh
+        if any(part for axis, part in enumerate(spec) if axis not in places):
+            raise ValueError(
+                f"{name} is split as {jax.P(*kind.spec)}: its batch and heads may be, not its "
+                "length or head size; jax.sharding.reshard it"
+            )
+        for axis, size, place in ((0, q.shape[0], places[0]), (2, q.shape[2], places[1])):
+            part = spec[place] if place < len(spec) else ()
+            fits = size % math.prod(found.shape[a] for a in part) == 0
+            axes[axis] = axes[axis] or (part if fits else ())
+    if found is None:
+        return split, given
+    explicit = Split(found, axes[0], axes[2])
+    given = explicit.place(given)
+    if split is None:
+        return explicit, given
+    more = lambda new, old: (*new, *(a for a in old if a not in (*axes[0], *axes[2])))
+    return Split(split.mesh, more(axes[0], split.batch), more(axes[2], split.heads)), given
 
 
 # Arguments
@@ -380,6 +413,8 @@ def _explicit(q: jax.Array) -> Split | None:
 
 def _checked(q, k, v, bias, segment_ids):
     """The bias with four axes, and a pair of segments, or an error that names the argument."""
+    if isinstance(segment_ids, tuple | list) and any(x is None for x in segment_ids):
+        raise ValueError("segment_ids holds None: integers for queries and for keys are needed")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} {x.shape}: [batch, length, heads, size] is needed")
@@ -412,7 +447,7 @@ def _checked(q, k, v, bias, segment_ids):
     pair = isinstance(segment_ids, tuple | list)
     if pair and len(segment_ids) != 2:
         raise ValueError(f"segment_ids: {len(segment_ids)} arrays; one, or those of q and of k")
-    ids = tuple(segment_ids) if pair else (segment_ids, segment_ids)
+    ids = tuple(map(jnp.asarray, segment_ids if pair else (segment_ids,) * 2))
     for x, name, size in zip(ids, ("q", "k"), (t, s), strict=True):
         if x.shape != (b, size):
             raise ValueError(f"segment_ids of {name} {x.shape}: {(b, size)} is needed")
@@ -422,41 +457,50 @@ def _checked(q, k, v, bias, segment_ids):
 
 
 def _problem(q, k, scale, causal, causal_align, window, softcap) -> Problem:
-    number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
+    number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool)
     if scale is not None and not (number(scale) and math.isfinite(scale)):
         raise ValueError(f"scale={scale}: a finite number that is known while tracing is needed")
     if softcap is not None and not (number(softcap) and 0 < softcap < math.inf):
         raise ValueError(f"softcap={softcap}: a positive number or None is needed")
     if causal_align not in _ALIGNMENTS:
         raise ValueError(f"causal_align={causal_align!r}: one of {', '.join(_ALIGNMENTS)}")
-    if not isinstance(causal, bool):
+    if not isinstance(causal, bool | np.bool):
         raise ValueError(f"causal={causal}: True or False is needed, while tracing")
     sides = window if isinstance(window, tuple | list) else (window, window)
-    whole = lambda x: x is None or (isinstance(x, int) and not isinstance(x, bool) and x >= 0)
+    whole = lambda x: (
+        x is None or (isinstance(x, numbers.Integral) and not isinstance(x, bool) and int(x) >= 0)
+    )
     if len(sides) != 2 or not all(map(whole, sides)):
         raise ValueError(
             f"window={window}: how far (left, right) a query sees, each a whole number from 0 on, "
             "or None for any distance"
         )
-    left, right = sides
+    # Beyond all keys is any distance, and fits 32 bits.
+    left, right = (
+        None if x is None or x >= sum(k.shape[1:2] + q.shape[1:2]) else int(x) for x in sides
+    )
     right = 0 if causal else right
     offset = k.shape[1] - q.shape[1] if causal_align == "bottom_right" else 0
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     return Problem(scale, Band(left, right, offset), None if softcap is None else float(softcap))
 
 
-def _target() -> tuple[str, str]:
-    """Platform and kind of the device that is traced for: the mesh's of the context, or ours."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
+def _target(split: Split | None) -> tuple[str, str]:
+    """Platform and kind of the device that is traced for: the mesh's, or ours."""
+    mesh = jax.sharding.get_abstract_mesh() if split is None else split.mesh
+    device = getattr(mesh, "abstract_mesh", mesh).abstract_device
     if device is not None:
         return device.platform, device.device_kind
-    own = jax.devices()[0]
+    config: Any = jax.config
+    own = config.jax_default_device or jax.devices()[0]
+    own = jax.devices(own)[0] if isinstance(own, str) else own
     return own.platform, own.device_kind
 
 
-def _chosen(name: str | None, problem: Problem, q, k, v) -> str:
+def _chosen(name: str | None, split: Split | None, problem: Problem, q, k, v) -> str:
     if name is None:
-        return next(name for name in IMPLEMENTATIONS if _reason(name, problem, q, k, v) is None)
+        reasons = ((n, _reason(n, split, problem, q, k, v)) for n in IMPLEMENTATIONS)
+        return next(n for n, reason in reasons if reason is None)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={name!r}: one of {', '.join(IMPLEMENTATIONS)}, or None")
     reason = IMPLEMENTATIONS[name].why_not(problem, q, k, v)
@@ -465,7 +509,7 @@ def _chosen(name: str | None, problem: Problem, q, k, v) -> str:
     return name
 
 
-def _reason(name: str, problem: Problem, q, k, v) -> str | None:
+def _reason(name: str, split: Split | None, problem: Problem, q, k, v) -> str | None:
     """Why an implementation cannot serve on the device that is traced for."""
     module = IMPLEMENTATIONS[name]
-    return module.why_not_on(*_target()) or module.why_not(problem, q, k, v)
+    return module.why_not_on(*_target(split)) or module.why_not(problem, q, k, v)

@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.attention.problem import (
     Band,
     Problem,
+    additive,
     padded,
     shape_like,
     softcapped,
@@ -61,7 +62,7 @@ def why_not_on(platform: str, kind: str) -> str | None:
     return None if platform == "tpu" else f"it runs on TPUs, this is {kind}"
 
 
-def choose_blocks(problem: Problem, q: jax.Array, k: jax.Array) -> Blocks:
+def choose_blocks(q: jax.Array, k: jax.Array) -> Blocks:
     """Tiles of 512 queries and keys, smaller for short arrays; multiples of 128."""
     fit = lambda size: min(512, -(-size // 128) * 128)
     return Blocks(fit(q.shape[1]), fit(k.shape[1]))
@@ -107,7 +108,7 @@ def forward(
     problem, q, k, v, bias=None, q_ids=None, kv_ids=None, *, blocks=None, interpret: Any = False
 ):
     """As `reference.forward`, by a kernel; `interpret` is that of `pallas_call`."""
-    blocks = blocks or choose_blocks(problem, q, k)
+    blocks = blocks or choose_blocks(q, k)
     (b, t, n, _), (_, s, _, e) = q.shape, v.shape
     seen = visits(problem.band, t, s, blocks, by="rows")
     given = _Given(problem, q, k, v, bias, q_ids, kv_ids, blocks, transposed=False)
@@ -148,8 +149,11 @@ def backward(
     problem, q, k, v, bias, q_ids, kv_ids, out, lse, dout, dlse, *,
     bias_gradient, blocks=None, interpret: Any = False,
 ):  # fmt: skip
-    """Gradients of q, k, v and the bias; arguments as for `xla.backward`."""
-    blocks = blocks or choose_blocks(problem, q, k)
+    """Gradients of q, k, v and the bias; arguments as for `xla.backward`.
+
+    A bias' gradient is made of all scores', in memory.
+    """
+    blocks = blocks or choose_blocks(q, k)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).swapaxes(1, 2)
     delta = delta - dlse
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * _LOG2E)
@@ -327,7 +331,7 @@ def _forward_kernel(problem, some, static_flags, keys, blocks, rows, columns, fl
     @pl.when(flag & _LAST != 0)
     def _():
         total = jnp.sum(l_ref[...], axis=1, keepdims=True)
-        there = m_ref[:, :1] > _HIDDEN / 2
+        there = ~(m_ref[:, :1] <= _HIDDEN / 2)  # not a number stays that
         out = jnp.where(there, acc_ref[...] / total, 0.0)
         out_ref[...] = out.astype(out_ref.dtype)
         lse = jnp.where(there, m_ref[...] / _LOG2E + jnp.log(total), -jnp.inf)
@@ -409,7 +413,7 @@ def _scores(problem, some, optional, q, k, row, column, keys, blocks, masked, tr
         capped = softcapped(s * problem.scale, problem.softcap)
         s = capped * _LOG2E
     if some[0]:
-        s = s + optional[0][...].astype(jnp.float32) * _LOG2E
+        s = s + additive(optional[0][...], jnp.float32) * _LOG2E
     if masked:
         place = lambda first, axis: first + jax.lax.broadcasted_iota(jnp.int32, s.shape, axis)
         rows, columns = place(row * blocks.q, query), place(column * blocks.kv, key)

@@ -62,6 +62,10 @@ def tile_range(band: Band, first: Any, last: Any, block: int, size: int, xp: Any
     return begin, full, edge, end
 
 
+#: A bias of this or less hides a key, as -inf does: masks are often written as large numbers.
+HIDES = -1e29
+
+
 class Problem(NamedTuple):
     """All that is known while tracing of one attention beside the arrays' shapes.
 
@@ -94,6 +98,11 @@ def tile_counts(
 def softcapped(scores: jax.Array, softcap: float | None) -> jax.Array:
     """c tanh(s / c); the scores themselves for None."""
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def additive(bias: jax.Array, dtype: Any) -> jax.Array:
+    """What a bias adds to scores: -inf where it hides a key."""
+    return jnp.where(bias <= HIDES, -jnp.inf, bias.astype(dtype))
 
 
 def varying_like(tree: Any, *like: Any) -> Any:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.attention.problem import Problem, softcapped
+from kernels_pallas.attention.problem import Problem, additive, softcapped
 
 
 def why_not(problem: Problem, q: jax.Array, k: jax.Array, v: jax.Array) -> None:
@@ -28,26 +28,26 @@ def forward(problem, q, k, v, bias=None, q_ids=None, kv_ids=None):
         [B, T, N, E] in the dtype of q, and the logarithms of the sums [B, N, T], in float32 at
         least. A query that sees no key has output 0 and -inf.
     """
-    (b, t, n, _), (s, heads) = q.shape, k.shape[1:3]
+    (b, t, n, d), (s, heads, e) = q.shape, v.shape[1:]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    grouped = q.reshape(b, t, heads, n // heads, -1)
+    grouped = q.reshape(b, t, heads, n // heads, d)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=wide)
     scores = softcapped(scores * problem.scale, problem.softcap).reshape(b, n, t, s)
     if bias is not None:
-        scores = scores + bias.astype(wide)
+        scores = scores + additive(bias, wide)
     seen = jnp.broadcast_to(problem.band.sees(jnp.arange(t)[:, None], jnp.arange(s)), (t, s))
     if q_ids is not None:
         seen = seen & (q_ids[:, None, :, None] == kv_ids[:, None, None, :])
     scores = jnp.where(seen, scores, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, initial=-jnp.inf))
-    some = top > -jnp.inf
+    some = top != -jnp.inf
     top = jnp.where(some, top, 0)
     weights = jnp.exp(scores - top[..., None])
     total = jnp.where(some, jnp.sum(weights, axis=-1), 1)
     lse = jnp.where(some, top + jnp.log(total), -jnp.inf)
     weights = (weights / total[..., None]).astype(v.dtype).reshape(b, heads, n // heads, t, s)
     out = jnp.einsum("bkgts,bske->btkge", weights, v, preferred_element_type=wide)
-    return out.reshape(b, t, n, -1).astype(q.dtype), lse
+    return out.reshape(b, t, n, e).astype(q.dtype), lse
 
 
 def backward(problem, q, k, v, bias, q_ids, kv_ids, out, lse, dout, dlse, *, bias_gradient):

@@ -21,6 +21,7 @@ from jax import lax
 
 from kernels_pallas.attention.problem import (
     Problem,
+    additive,
     padded,
     softcapped,
     tile_range,
@@ -45,12 +46,15 @@ def why_not_on(platform: str, kind: str) -> None:
     """Why this implementation cannot run on a device; it always can."""
 
 
-def choose_blocks(problem: Problem, q: jax.Array, k: jax.Array) -> Blocks:
-    """What measured best on CPUs."""
+def choose_blocks(q: jax.Array, k: jax.Array) -> Blocks:
+    """What measured best on CPUs: tiles that stay in cache, one group of heads if all are small."""
     (b, t, n, _), (s, heads) = q.shape, k.shape[1:3]
-    even = lambda size, most: -(-size // -(-size // most)) if size else 1
+    even = lambda size, most: -(-size // -(-size // most))
     block_q, block_kv = even(t, 512), even(s, 256)
-    fit = max(1, 2**17 // (block_q * block_kv * (n // heads)))
+    scores = block_q * block_kv * (n // heads)
+    if b * heads * scores <= 2**18:
+        return Blocks(block_q, block_kv, b * heads)
+    fit = max(1, 2**17 // scores)
     together = max(c for c in range(1, b * heads + 1) if b * heads % c == 0 and c <= fit)
     return Blocks(block_q, block_kv, together)
 
@@ -78,7 +82,7 @@ def forward(problem, q, k, v, bias=None, q_ids=None, kv_ids=None, *, blocks=None
         a, m, total = tiles.loop(
             step, band, tiles.keys, tiles.blocks.kv, bounds, (a, total - jnp.inf, total)
         )
-        some = total > 0
+        some = ~(total <= 0)  # not a number stays that
         total = jnp.where(some, total, 1)
         return (a / total).astype(q.dtype), jnp.where(some, m + jnp.log(total), -jnp.inf)
 
@@ -143,7 +147,7 @@ def backward(
     xs = tiles.groups, tiles.q, tiles.k, tiles.v, *rows
     dbias, (dq, dk, dv) = lax.scan(of_group, dbias, xs)
     if dbias is not None:
-        dbias = tiles.as_bias(dbias)
+        dbias = tiles.as_bias(dbias).astype(bias.dtype)
     return tiles.of_queries(dq), tiles.of_keys(dk), tiles.of_keys(dv), dbias
 
 
@@ -151,7 +155,7 @@ class _Tiles:
     """The arguments heads first and cut into tiles; h counts groups of c key heads.
 
     Attributes:
-        q: [h, nq, c, g, block_q, D], scaled where that does not round.
+        q: [h, nq, c, g, block_q, D], scaled unless it is of half precision, which that rounds.
         k, v: [h, nk, c, block_kv, D or E].
         bias: [B?, K?, g?, nq?, block_q?, nk?, block_kv?], each 1 where it broadcasts, or None.
         after: what scores are multiplied by, as q was not.
@@ -161,7 +165,7 @@ class _Tiles:
         self.problem = problem
         self.batch, self.count, self.n, _ = q.shape
         self.keys, self.heads = k.shape[1:3]
-        self.blocks = blocks or choose_blocks(problem, q, k)
+        self.blocks = blocks or choose_blocks(q, k)
         self.wide = jnp.promote_types(q.dtype, jnp.float32)
         half = q.dtype.itemsize < 4
         self.after = problem.scale if half else 1.0
@@ -244,7 +248,7 @@ class _Tiles:
         s = s if self.after == 1 else s * self.after
         s = capped = softcapped(s, self.problem.softcap)
         if self.bias is not None:
-            s = s + self.bias[self.of_bias(group, i, j)].astype(self.wide)
+            s = s + additive(self.bias[self.of_bias(group, i, j)], self.wide)
         columns = j * self.blocks.kv + jnp.arange(self.blocks.kv)
         seen = True
         if (masked or ragged) and self.keys % self.blocks.kv:

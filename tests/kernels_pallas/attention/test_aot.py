@@ -1,4 +1,4 @@
-"""The kernels compiled for TPUs that are not here."""
+"""The kernels compiled for TPUs and GPUs that are not here."""
 
 import functools
 import os
@@ -104,11 +104,82 @@ def test_long_sequences_fit(mesh):
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * arrays
 
 
+HOPPER = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from kernels_pallas import flash_attention
+from rlib.parallel import h100_mesh
+
+mesh = h100_mesh({"data": 1}, gpus_per_host=1)
+size, dtype, causal = int(sys.argv[1]), jnp.dtype(sys.argv[2]), "causal" in sys.argv
+t = 1000 if "ragged" in sys.argv else 1024
+q, k = (jax.ShapeDtypeStruct((2, t, heads, size), dtype) for heads in (4, 2))
+arrays = {}
+if "bias" in sys.argv:
+    arrays["bias"] = jax.ShapeDtypeStruct((1, 4, t, t), jnp.float32)
+if "segments" in sys.argv:
+    arrays["segment_ids"] = jax.ShapeDtypeStruct((2, t), jnp.int32)
+options = {"causal": causal}
+options |= {"window": (300, 50)} if "window" in sys.argv else {}
+options |= {"softcap": 20.0} if "softcap" in sys.argv else {}
+
+def step(q, k, v, dout, arrays):
+    out, pull = jax.vjp(lambda *x: flash_attention(*x, **options, **arrays), q, k, v)
+    return out, pull(dout)
+
+one = NamedSharding(mesh, P())
+with jax.set_mesh(mesh):  # which chooses the kernels
+    traced = jax.jit(step, in_shardings=one, out_shardings=one).trace(q, k, k, q, arrays)
+    traced.lower(lowering_platforms=("cuda",)).compile()
+"""
+
+
+def hopper(*arguments):
+    """What the assembler says: for each kernel its stack and spills, and all warnings."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MOSAIC_GPU_DUMP_PTXAS": "1"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+    command = [sys.executable, "-c", HOPPER, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-3000:]
+    pattern = r"for flash_attention_(\w+?)_mosaic\w*\s+(\d+) bytes stack frame, (\d+) bytes spill"
+    spills = {name: int(stores) for name, _, stores in re.findall(pattern, text)}
+    return spills, re.findall(r".*(?:serialized|insufficient register).*", text)
+
+
+@pytest.mark.parametrize("causal", ["causal", "full"])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(64, "bfloat16"), (128, "bfloat16"), (128, "float16"), (256, "bfloat16"), (256, "float16")],
+)
+def test_hopper_kernels_neither_spill_nor_wait_for_each_product(size, dtype, causal):
+    spills, warnings = hopper(size, dtype, causal)
+    assert spills == {"forward": 0, "dq": 0, "dkv": 0} and warnings == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (64, "bfloat16", "causal", "window", "bias", "ragged"),
+        (128, "bfloat16", "full", "segments", "softcap", "ragged"),
+        (128, "float16", "causal", "bias", "segments", "softcap"),
+        (256, "bfloat16", "causal", "window", "segments", "ragged"),
+        (192, "bfloat16", "full", "window", "bias", "softcap"),
+        (80, "float16", "causal", "ragged", "segments", "bias"),
+    ],
+)
+def test_hopper_kernels_with_options_compile(arguments):
+    spills, _ = hopper(*arguments)
+    assert set(spills) == {"forward", "dq", "dkv"}
+
+
 def test_a_tile_takes_no_more_cycles_than_in_jaxs_own_kernels():
     """By the compiler's final schedules, forward and backward, at equal shapes and tiles."""
     command = [sys.executable, "-m", "kernels_pallas.attention.schedule", "--length=1024"]
     environment = {**os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     found = {}
     for device, who, name, tile in re.findall(
         r"^\| (v\w+) \| 128 \| ([\w ]+): (\w+) \| (\d+) \|", done.stdout, re.MULTILINE
