@@ -12,8 +12,10 @@ products. Heads beyond 128 have dk and dv in column parts that fit the registers
 """
 
 import functools
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +26,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.attention import xla
 from kernels_pallas.attention.problem import (
+    Band,
     Problem,
     additive,
     padded,
@@ -54,23 +57,18 @@ class Blocks(NamedTuple):
     dkv: tuple[int, int]
 
 
-#: By head size, the largest that fits: 227 KiB of shared memory, and registers without spills.
-BLOCKS = {
-    64: Blocks(forward=(128, 4), dq=(128, 2), dkv=(64, 3)),
-    128: Blocks(forward=(128, 2), dq=(64, 2), dkv=(64, 2)),
-    192: Blocks(forward=(64, 2), dq=(32, 2), dkv=(32, 2)),
-    256: Blocks(forward=(64, 2), dq=(32, 2), dkv=(32, 2)),
-}
+#: Where `tune` keeps what it measured: by head size the largest tiles that fit 227 KiB of shared
+#: memory, and registers without spills; by "size/dtype/causal or full/length" what was fastest.
+TABLE = Path(__file__).with_name("hopper_blocks.json")
+LARGEST = 256
 
 
 def why_not(problem: Problem, q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
     """Why the kernels cannot serve these arrays on any Hopper GPU, or None."""
     if q.dtype not in (jnp.float16, jnp.bfloat16):
         return f"Hopper kernels serve float16 and bfloat16, q is {q.dtype}"
-    if max(q.shape[3], v.shape[3]) > max(BLOCKS):
-        return (
-            f"Hopper kernels serve head sizes up to {max(BLOCKS)}, not {q.shape[3]}, {v.shape[3]}"
-        )
+    if max(q.shape[3], v.shape[3]) > LARGEST:
+        return f"Hopper kernels serve head sizes up to {LARGEST}, not {q.shape[3]}, {v.shape[3]}"
     if not (q.size and k.size):
         return "Hopper kernels need a query and a key"
     return None
@@ -84,9 +82,22 @@ def why_not_on(platform: str, kind: str) -> str | None:
     return f"it runs on Hopper GPUs, this is {kind}"
 
 
-def choose_blocks(q: jax.Array, k: jax.Array) -> Blocks:
-    """The entry of `BLOCKS` for the head size."""
-    return BLOCKS[_whole(q.shape[3])]
+@functools.cache
+def _table() -> dict[str, dict[str, list[int]]]:
+    return json.loads(TABLE.read_text())
+
+
+def choose_blocks(problem: Problem, q: jax.Array, v: jax.Array) -> Blocks:
+    """What `tune` found for the longest length up to this one, else by head size alone."""
+    size = _whole(max(q.shape[3], v.shape[3]))
+    mask = "full" if problem.band.right is None else "causal"
+    chosen = dict(_table()[str(size)])
+    at = f"{size}/{q.dtype}/{mask}/"
+    lengths = [int(key.removeprefix(at)) for key in _table() if key.startswith(at)]
+    if lengths:
+        shorter = (length for length in lengths if length <= q.shape[1])
+        chosen |= _table()[f"{at}{max(shorter, default=min(lengths))}"]
+    return Blocks(**{name: (rows, stages) for name, (rows, stages) in chosen.items()})
 
 
 def _whole(size: int) -> int:
@@ -188,6 +199,13 @@ def _scores(machine, problem, s, keys, row, column, transposed, masked, bias, sa
     return s, capped
 
 
+def _row_block(band: Band, queries: int) -> Any:
+    """The block of rows of this program; under a causal mask the longest come first."""
+    i = lax.axis_index("i")
+    later_are_longer = band.right is not None and band.left is None
+    return -(-queries // (_WORKERS * _ROWS)) - 1 - i if later_are_longer else i
+
+
 class _Extra(NamedTuple):
     """References to the optional arrays, rows being queries, or keys on transposed scores.
 
@@ -279,8 +297,8 @@ class _Simulated:
 def _forward_kernel(machine, problem, keys, block, stages, group, q, k, v, extra, *refs):
     out, lse, qs, ks, vs, os, ls, q_full, k_full, v_full, k_free, v_free, turn = refs
     os = qs if os is None else os
-    b, h, i, worker = (lax.axis_index(n) for n in ("b", "h", "i", "worker"))
-    rows = _WORKERS * _ROWS
+    b, h, worker = (lax.axis_index(n) for n in ("b", "h", "worker"))
+    i, rows = _row_block(problem.band, q.shape[1]), _WORKERS * _ROWS
     bounds = tile_range(problem.band, i * rows, (i + 1) * rows - 1, block, keys)
     begin, end = (jnp.asarray(bounds[n], jnp.int32) for n in (0, 3))
     kv = lax.div(h, jnp.int32(group))
@@ -358,8 +376,8 @@ def _forward_kernel(machine, problem, keys, block, stages, group, q, k, v, extra
 
 def _dq_kernel(machine, problem, keys, block, stages, group, q, k, v, do, lse, delta, extra, *refs):
     dq, qs, dos, ls, ds_, ks, vs, own, k_full, v_full, k_free, v_free = refs
-    b, h, i, worker = (lax.axis_index(n) for n in ("b", "h", "i", "worker"))
-    rows = _WORKERS * _ROWS
+    b, h, worker = (lax.axis_index(n) for n in ("b", "h", "worker"))
+    i, rows = _row_block(problem.band, q.shape[1]), _WORKERS * _ROWS
     bounds = tile_range(problem.band, i * rows, (i + 1) * rows - 1, block, keys)
     begin, end = (jnp.asarray(bounds[n], jnp.int32) for n in (0, 3))
     kv = lax.div(h, jnp.int32(group))
@@ -572,7 +590,7 @@ def forward(
 ):
     """As `reference.forward`, by a kernel; `interpret` is that of `plgpu.kernel`."""
     machine = _Simulated() if interpret else _Hopper()
-    block, stages = (blocks or choose_blocks(q, k)).forward
+    block, stages = (blocks or choose_blocks(problem, q, v)).forward
     rows = _WORKERS * _ROWS
     given = _Given(q, k, v, bias, q_ids, kv_ids, rows, block)
     (b, t, n, d), (_, s, _, e) = given.q.shape, given.v.shape
@@ -611,7 +629,7 @@ def backward(
             problem, q, k, v, bias, q_ids, kv_ids, out, lse, dout, dlse, bias_gradient=True
         )
     machine = _Simulated() if interpret else _Hopper()
-    blocks = blocks or choose_blocks(q, k)
+    blocks = blocks or choose_blocks(problem, q, v)
     rows = _WORKERS * _ROWS
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).swapaxes(1, 2)
     delta = padded(delta - dlse, 2, rows)
