@@ -158,17 +158,19 @@ def test_hopper_kernels_neither_spill_nor_wait_for_each_product(size, dtype, cau
     assert spills == {"forward": 0, "dq": 0, "dkv": 0} and warnings == []
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (64, "bfloat16", "causal", "window", "bias", "ragged"),
-        (128, "bfloat16", "full", "segments", "softcap", "ragged"),
-        (128, "float16", "causal", "bias", "segments", "softcap"),
-        (256, "bfloat16", "causal", "window", "segments", "ragged"),
-        (192, "bfloat16", "full", "window", "bias", "softcap"),
-        (80, "float16", "causal", "ragged", "segments", "bias"),
-    ],
-)
+#: With the plain ones above, every two values of any two options together.
+PAIRWISE = [
+    (80, "bfloat16", "causal", "window", "segments", "softcap", "ragged"),
+    (128, "float16", "full", "window", "bias", "segments", "softcap", "ragged"),
+    (80, "bfloat16", "full", "bias", "segments"),
+    (64, "float16", "causal", "bias", "softcap", "ragged"),
+    (256, "bfloat16", "full", "window", "bias", "segments", "softcap", "ragged"),
+    (80, "float16", "causal", "window", "ragged"),
+    (64, "bfloat16", "full", "window", "bias", "segments", "softcap"),
+]
+
+
+@pytest.mark.parametrize("arguments", PAIRWISE)
 def test_hopper_kernels_with_options_compile(arguments):
     spills, _ = hopper(*arguments)
     assert set(spills) == {"forward", "dq", "dkv"}
