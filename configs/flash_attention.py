@@ -31,7 +31,8 @@ BASE = {
     "time": {
         "lengths": (512, 1024, 2048, 4096),  # the last one is judged
         "turns": 9,
-        "causal_turns": 9,
+        "causal_length": 8192,  # eight blocks of queries or more, so that half of the tiles are left
+        "causal_turns": 5,
         "jax_nn": 0.4,  # the largest ratio asked for
         "standard": 0.6,
         "fa1": 1.0,
@@ -74,6 +75,7 @@ SMOKE = {
     "tiles.sides": (8, 16),
     "time.lengths": (64,),
     "time.turns": 2,
+    "time.causal_length": 64,
     "time.causal_turns": 2,
     "train.layers": 1,
     "train.embed": 16,

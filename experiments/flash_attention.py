@@ -100,7 +100,7 @@ def main(config: ConfigDict, run: Run | None = None) -> Report:
         compute = functools.partial(_times, config, timed, Case(n, **sizes))
         add(f"time/{'+'.join(timed)}/n{n}", 1 + n**2 / 3e5, compute)
     if "fa2" in methods:
-        case = Case(max(config.time.lengths), causal=True, **sizes)
+        case = Case(config.time.causal_length, causal=True, **sizes)
         add("causal", 1 + case.length**2 / 1e6, functools.partial(_causal_times, config, case))
     for method in trained:
         trainer = _trainer(config.train, method)
@@ -533,6 +533,7 @@ class Study:
                 group = title.removeprefix("Time of ").removesuffix(" (ms)")
                 if method != "fa2":
                     yield Row(f"over {method}", group, metric, self.ratio(method, part))
+        n = self.config.time.causal_length
         for part, title in TIMES.items():
             metric = f"Time without a mask over that with a causal one, N={n}, by turn"
             group = title.removeprefix("Time of ").removesuffix(" (ms)")
@@ -651,7 +652,8 @@ class Study:
         parts = {"forward": "forward", "both": "forward and gradient"}
         for part, title in parts.items():
             claims.add(
-                f"N={n}, {title}: a causal mask makes it faster (time without over time with)",
+                f"N={times.causal_length}, {title}: a causal mask makes it faster (time without over"
+                " time with)",
                 ("fa2",),
                 lambda part=part: self.skipping(part),
                 at_least=times.causal,

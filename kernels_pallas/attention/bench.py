@@ -178,7 +178,8 @@ class _Programs:
         self.temporary = {part: _temporary(compiled[part]) for part in parts}
 
     def results(self) -> list[np.ndarray]:
-        """Output and gradients."""
+        """Output and gradients; all parts have run once, so that what cannot run is known."""
+        jax.block_until_ready([call() for call in self.calls.values()])
         return [np.asarray(x, np.float64) for x in self.both(*self.given)]
 
 

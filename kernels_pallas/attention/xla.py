@@ -46,21 +46,20 @@ def why_not_on(platform: str, kind: str) -> None:
     """Why this implementation cannot run on a device; it always can."""
 
 
-def choose_blocks(q: jax.Array, k: jax.Array) -> Blocks:
-    """What measured best on CPUs: tiles that stay in cache, one group of heads if all are small."""
+def choose_blocks(q: jax.Array, k: jax.Array, *, gradient: bool) -> Blocks:
+    """What measured best on CPUs: tiles that stay in cache, larger forward, few heads at a time."""
     (b, t, n, _), (s, heads) = q.shape, k.shape[1:3]
+    most_q, most_kv = (512, 256) if gradient or t <= 1024 else (1024, 512)
     even = lambda size, most: -(-size // -(-size // most))
-    block_q, block_kv = even(t, 512), even(s, 256)
-    scores = block_q * block_kv * (n // heads)
-    if b * heads * scores <= 2**18:
-        return Blocks(block_q, block_kv, b * heads)
-    fit = max(1, 2**17 // scores)
+    block_q, block_kv = even(t, most_q), even(s, most_kv)
+    fit = max(1, 2**18 // (block_q * block_kv * (n // heads)))
     together = max(c for c in range(1, b * heads + 1) if b * heads % c == 0 and c <= fit)
     return Blocks(block_q, block_kv, together)
 
 
 def forward(problem, q, k, v, bias=None, q_ids=None, kv_ids=None, *, blocks=None):
     """As `reference.forward`, tile by tile."""
+    blocks = blocks or choose_blocks(q, k, gradient=False)
     tiles = _Tiles(problem, q, k, v, bias, q_ids, kv_ids, blocks)
     band, wide, block = problem.band, tiles.wide, tiles.blocks.q
 
@@ -98,6 +97,7 @@ def backward(
     problem, q, k, v, bias, q_ids, kv_ids, out, lse, dout, dlse, *, bias_gradient, blocks=None
 ):
     """As `reference.backward`, tile by tile."""
+    blocks = blocks or choose_blocks(q, k, gradient=True)
     tiles = _Tiles(problem, q, k, v, bias, q_ids, kv_ids, blocks)
     band, wide, block = problem.band.transposed, tiles.wide, tiles.blocks.kv
     delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1)
@@ -165,7 +165,7 @@ class _Tiles:
         self.problem = problem
         self.batch, self.count, self.n, _ = q.shape
         self.keys, self.heads = k.shape[1:3]
-        self.blocks = blocks or choose_blocks(q, k)
+        self.blocks = blocks
         self.wide = jnp.promote_types(q.dtype, jnp.float32)
         half = q.dtype.itemsize < 4
         self.after = problem.scale if half else 1.0

@@ -237,7 +237,7 @@ def everything(values, options, weights):
 
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_the_formula(float64, case, monkeypatch):
-    monkeypatch.setattr(xla, "choose_blocks", lambda *_: xla.Blocks(16, 8, 2))
+    monkeypatch.setattr(xla, "choose_blocks", lambda *_, **__: xla.Blocks(16, 8, 2))
     values, options = arguments(*CASES[case])
     weights = draw(9, (2, 37, 6, 5), (2, 6, 37))
     found = everything(values, {**options, "implementation": "xla"}, weights)
@@ -350,7 +350,7 @@ def test_a_gradient_of_the_bias_is_made_only_where_it_is_wanted():
 @pytest.mark.parametrize("kv_heads", [4, 3, 1])
 @pytest.mark.parametrize("kind", ["auto", "explicit", "manual"])
 def test_over_a_mesh_of_eight_devices(kind, kv_heads, monkeypatch):
-    monkeypatch.setattr(xla, "choose_blocks", lambda *_: xla.Blocks(16, 16, 1))
+    monkeypatch.setattr(xla, "choose_blocks", lambda *_, **__: xla.Blocks(16, 16, 1))
     heads = 12 if kv_heads == 3 else 8
     q, k, v = draw(0, (4, 21, heads, 8), *[(4, 21, kv_heads, 8)] * 2, dtype=np.float32)
     (bias,) = draw(1, (1, heads, 21, 21), dtype=np.float32)
