@@ -31,7 +31,7 @@ BASE = {
     "time": {
         "lengths": (512, 1024, 2048, 4096),  # the last one is judged
         "turns": 9,
-        "causal_length": 8192,  # eight blocks of queries or more, so that half of the tiles are left
+        "causal_length": 8192,  # eight blocks of queries: 72 of 128 tiles are left
         "causal_turns": 5,
         "jax_nn": 0.4,  # the largest ratio asked for
         "standard": 0.6,

@@ -15,6 +15,7 @@ def in_turns(
     *,
     warm: int = 1,
     shortest: float = 0.0,
+    ahead: int = 0,
     between: Callable[[], Any] | None = None,
 ) -> np.ndarray:
     """Seconds of a call of each function, until its result is ready.
@@ -28,13 +29,15 @@ def in_turns(
         warm: turns before those, not measured; one compiles.
         shortest: seconds; quicker functions are called so often in a row that it takes about as
             long, and a mean is told.
+        ahead: calls of a function before each measurement of it, not measured, where the one
+            before would leave it another state of caches and memory than its own.
         between: called before each measurement, outside of it.
 
     Returns:
         (function, repeat), float64.
 
     Raises:
-        ValueError: fewer than one repeat, or a negative `warm`.
+        ValueError: fewer than one repeat, or a negative `warm` or `ahead`.
 
     >>> slow, quick = (jax.jit(lambda n=n: jax.numpy.ones((n, n))) for n in (64, 2))
     >>> seconds = in_turns([slow, quick], repeats=5)
@@ -42,14 +45,16 @@ def in_turns(
     ((2, 5), True)
     >>> ratio = np.median(seconds[0] / seconds[1])  # of the same turn
     """
-    if repeats < 1 or warm < 0:
-        raise ValueError(f"repeats={repeats}, warm={warm}: at least 1 and 0")
+    if repeats < 1 or warm < 0 or ahead < 0:
+        raise ValueError(f"repeats={repeats}, warm={warm}, ahead={ahead}: at least 1, 0 and 0")
     calls = list(functions)
     before = between or (lambda: None)
 
     def turn(often: Iterable[int]) -> list[float]:
         taken = []
         for call, times in zip(calls, often, strict=True):
+            for _ in range(ahead):
+                jax.block_until_ready(call())
             before()
             taken.append(_seconds(call, times))
         return taken

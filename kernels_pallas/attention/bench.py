@@ -144,7 +144,8 @@ def measure(
                 programs[name] = made
         keys = [(name, part) for name in programs for part in parts]
         calls = [programs[name].calls[part] for name, part in keys]
-        taken = in_turns(calls, repeats, shortest=SHORTEST).tolist()
+        # Each after a call of its own: programs of gigabytes slow down what follows them.
+        taken = in_turns(calls, repeats, shortest=SHORTEST, ahead=1).tolist()
         seconds = dict(zip(keys, taken, strict=True))
         for name in names:
             if name in reasons:

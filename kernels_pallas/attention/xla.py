@@ -49,7 +49,7 @@ def why_not_on(platform: str, kind: str) -> None:
 def choose_blocks(q: jax.Array, k: jax.Array, *, gradient: bool) -> Blocks:
     """What measured best on CPUs: tiles that stay in cache, larger forward, few heads at a time."""
     (b, t, n, _), (s, heads) = q.shape, k.shape[1:3]
-    most_q, most_kv = (512, 256) if gradient or t <= 1024 else (1024, 512)
+    most_q, most_kv = (512, 128) if gradient else (512, 256) if t <= 1024 else (1024, 512)
     even = lambda size, most: -(-size // -(-size // most))
     block_q, block_kv = even(t, most_q), even(s, most_kv)
     fit = max(1, 2**18 // (block_q * block_kv * (n // heads)))
@@ -73,7 +73,7 @@ def forward(problem, q, k, v, bias=None, q_ids=None, kv_ids=None, *, blocks=None
             safe = jnp.where(new == -jnp.inf, 0, new)
             p, old = jnp.exp(s - safe), jnp.exp(m - safe)
             total = old * total + jnp.sum(p, axis=-1, keepdims=True)
-            pv = jnp.einsum("cgqk,cke->cgqe", p.astype(v.dtype), v[j], preferred_element_type=wide)
+            pv = _rows_by_keys(p.astype(v.dtype), v[j], wide)
             return old * a + pv, new, total
 
         a = tiles.zeros(*q.shape[:-1], v.shape[-1])
@@ -117,8 +117,8 @@ def backward(
             s, capped = tiles.scores(group, i, j, q, k, masked=masked, ragged=True)
             p = jnp.exp(s - lse)
             narrow = p.astype(do.dtype)
-            dv = dv + jnp.einsum("cgqk,cgqe->cke", narrow, do, preferred_element_type=wide)
-            dp = jnp.einsum("cgqe,cke->cgqk", do, v, preferred_element_type=wide)
+            dv = dv + _keys_by_rows(narrow, do, wide)
+            dp = _rows_and_keys(do, v, wide)
             ds = p * (dp - delta)
             if dbias is not None:
                 axes = [a for a, d in ((1, 2), (2, 4), (3, 6)) if dbias.shape[d] == 1]
@@ -127,8 +127,8 @@ def backward(
             if problem.softcap is not None:
                 ds = ds * (1 - (capped / problem.softcap) ** 2)
             ds = ds.astype(q.dtype)
-            dk = dk + jnp.einsum("cgqk,cgqd->ckd", ds, q, preferred_element_type=wide)
-            dq = dq.at[i].add(jnp.einsum("cgqk,ckd->cgqd", ds, k, preferred_element_type=wide))
+            dk = dk + _keys_by_rows(ds, q, wide)
+            dq = dq.at[i].add(_rows_by_keys(ds, k, wide))
             return dk, dv, dq, dbias
 
         carry = (tiles.zeros(*k.shape), tiles.zeros(*v.shape), *carry)
@@ -244,7 +244,7 @@ class _Tiles:
         Args:
             masked: hide what is not to be seen; else only keys of padding, if `ragged`.
         """
-        s = jnp.einsum("cgqd,ckd->cgqk", q, k, preferred_element_type=self.wide)
+        s = _rows_and_keys(q, k, self.wide)
         s = s if self.after == 1 else s * self.after
         s = capped = softcapped(s, self.problem.softcap)
         if self.bias is not None:
@@ -272,3 +272,36 @@ class _Tiles:
             run = lambda index, carry, masked=masked: step(masked, index, carry)
             carry = lax.fori_loop(start, stop, run, carry)
         return carry
+
+
+# Products of a tile. One head at a time is a product of matrices, which XLA's CPU compiler makes
+# faster than one of arrays with an axis of length one.
+
+
+def _product(x: jax.Array, y: jax.Array, contract: tuple[int, int], wide: Any) -> jax.Array:
+    """[c, ., .] and [c, ., .] -> [c, ., .], over the axes of the matrices that are named."""
+    if x.shape[0] == 1:
+        axes = ((contract[:1], contract[1:]), ((), ()))
+        return lax.dot_general(x[0], y[0], axes, preferred_element_type=wide)[None]
+    axes = (((contract[0] + 1,), (contract[1] + 1,)), ((0,), (0,)))
+    return lax.dot_general(x, y, axes, preferred_element_type=wide)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[c, g, q, .] -> [c, g q, .]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _rows_and_keys(rows: jax.Array, keys: jax.Array, wide: Any) -> jax.Array:
+    """[c, g, q, d] and [c, k, d] -> [c, g, q, k]."""
+    return _product(_flat(rows), keys, (1, 1), wide).reshape(*rows.shape[:-1], -1)
+
+
+def _rows_by_keys(weights: jax.Array, keys: jax.Array, wide: Any) -> jax.Array:
+    """[c, g, q, k] and [c, k, d] -> [c, g, q, d]."""
+    return _product(_flat(weights), keys, (1, 0), wide).reshape(*weights.shape[:-1], -1)
+
+
+def _keys_by_rows(weights: jax.Array, rows: jax.Array, wide: Any) -> jax.Array:
+    """[c, g, q, k] and [c, g, q, d] -> [c, k, d]."""
+    return _product(_flat(weights), _flat(rows), (0, 0), wide)

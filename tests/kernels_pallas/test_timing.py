@@ -22,6 +22,12 @@ def test_functions_take_turns_after_those_that_compile():
     assert seconds.shape == (2, 3) and seconds.dtype == np.float64
 
 
+def test_calls_ahead_of_a_measurement():
+    calls, functions = recorder("a", "b")
+    in_turns(functions, 2, warm=0, ahead=2, between=lambda: calls.append("-"))
+    assert "".join(calls) == "aa-abb-b" * 2
+
+
 def test_times_stand_where_their_function_and_turn_do(monkeypatch):
     """A clock that every call moves on by its own number: 1, 10 for the first, then by others."""
     clock = [0.0]
