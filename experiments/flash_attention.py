@@ -324,14 +324,14 @@ def _operations(config: ConfigDict, method: str) -> dict[str, float]:
         attend = functools.partial(flash_attention, implementation="xla")
     traced = jax.make_jaxpr(attend)(*case.draw()[:3])
     body = next(body for body in _bodies(traced.jaxpr) if _products(body))
-    scores, accumulator = (eqn.outvars[0].aval.shape for eqn in _products(body)[-2:])
-    rows = (*accumulator[:-1], 1)
+    # Axes of length one come and go.
+    shape = lambda eqn: tuple(size for size in eqn.outvars[0].aval.shape if size > 1)
+    scores, accumulator = map(shape, _products(body)[-2:])
+    rows = accumulator[:-1]
 
-    def count(operation: str, shape: tuple[int, ...]) -> float:
-        shapes = [
-            eqn.outvars[0].aval.shape for eqn in _all(body) if eqn.primitive.name == operation
-        ]
-        return float(shapes.count(shape))
+    def count(operation: str, wanted: tuple[int, ...]) -> float:
+        shapes = [shape(eqn) for eqn in _all(body) if eqn.primitive.name == operation]
+        return float(shapes.count(wanted))
 
     return {
         "accumulator: products": count("mul", accumulator),

@@ -280,11 +280,12 @@ class _Tiles:
 
 def _product(x: jax.Array, y: jax.Array, contract: tuple[int, int], wide: Any) -> jax.Array:
     """[c, ., .] and [c, ., .] -> [c, ., .], over the axes of the matrices that are named."""
-    if x.shape[0] == 1:
-        axes = ((contract[:1], contract[1:]), ((), ()))
-        return lax.dot_general(x[0], y[0], axes, preferred_element_type=wide)[None]
-    axes = (((contract[0] + 1,), (contract[1] + 1,)), ((0,), (0,)))
-    return lax.dot_general(x, y, axes, preferred_element_type=wide)
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        axes = (contract[:1], contract[1:]), ((), ())
+        return lax.dot_general(x, y, axes, preferred_element_type=wide)
+
+    return product(x[0], y[0])[None] if x.shape[0] == 1 else jax.vmap(product)(x, y)
 
 
 def _flat(x: jax.Array) -> jax.Array:
