@@ -12,8 +12,8 @@ products. Heads beyond 128 have dk and dv in column parts that fit the registers
 """
 
 import functools
+import inspect
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.attention import xla
 from kernels_pallas.attention.problem import (
-    Band,
+    HIDDEN,
+    LOG2E,
     Problem,
     additive,
     padded,
@@ -35,12 +36,10 @@ from kernels_pallas.attention.problem import (
     tile_range,
 )
 
-_LOG2E = math.log2(math.e)
-#: Score of a key that is not seen: its weight vanishes beside that of any seen one, and where
-#: there is none, differences of scores stay finite.
-_HIDDEN = -1e30
 _WORKERS, _ROWS = 2, 64  # warpgroups that compute, rows of each
 _REGISTERS = 240, 24  # of a thread that computes, and of one that copies
+#: Of `plgpu.load`, which takes none from jax 0.11 on.
+_NO_INDEX: tuple[Any, ...] = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
 _PART = 128  # columns of dk and dv that one kernel makes
 
 
@@ -150,7 +149,33 @@ def _load(rings: Sequence[_Ring], begin: Any, end: Any, stages: int) -> None:
     lax.fori_loop(jnp.maximum(end - stages, begin), end, last, None)
 
 
-def _loops(problem, band, size, block, bounds, segments, step, carry):
+def _load_keys(problem, queries, keys, block, stages, group, arrays):
+    """The loader's part of a kernel by rows: the tiles of keys and values that its rows meet.
+
+    Args:
+        arrays: of keys and of values: global memory, the stages of its ring, `full` and `free`.
+
+    Returns:
+        The block of rows of this program, and `tile_range` of it.
+    """
+    b, h, i = lax.axis_index("b"), lax.axis_index("h"), lax.axis_index("i")
+    rows = _WORKERS * _ROWS
+    if problem.band.right is not None and problem.band.left is None:
+        i = -(-queries // rows) - 1 - i  # later rows see more: the longest come first
+    bounds = tile_range(problem.band, i * rows, (i + 1) * rows - 1, block, keys)
+    bounds = tuple(jnp.asarray(x, jnp.int32) for x in bounds)
+    kv = lax.div(h, jnp.int32(group))
+    tile_of = lambda ref: lambda j: ref.at[b, pl.ds(j * block, block), kv]
+
+    @pl.when(lax.axis_index("worker") == _WORKERS)
+    def _():
+        rings = [_Ring([(tile_of(ref), ring)], full, free) for ref, ring, full, free in arrays]
+        _load(rings, bounds[0], bounds[3], stages)
+
+    return i, bounds
+
+
+def _loops(band, size, block, bounds, segments, step, carry):
     """Run `step(masked, i, carry)` over tiles, as they are copied: the band's edges masked."""
     begin, full, edge, end = (jnp.asarray(x, jnp.int32) for x in bounds)
     if segments:
@@ -176,12 +201,12 @@ def _scores(machine, problem, s, keys, row, column, transposed, masked, bias, sa
     """
     capped = None
     if problem.softcap is None:
-        s = s * (problem.scale * _LOG2E)
+        s = s * (problem.scale * LOG2E)
     else:
         capped = softcapped(s * problem.scale, problem.softcap)
-        s = capped * _LOG2E
+        s = capped * LOG2E
     if bias is not None:
-        s = s + additive(bias, jnp.float32) * _LOG2E
+        s = s + additive(bias, jnp.float32) * LOG2E
     if masked:
         # Distances within the tile first: their places are known to each thread.
         rows, columns = (
@@ -195,15 +220,8 @@ def _scores(machine, problem, s, keys, row, column, transposed, masked, bias, sa
         if same is not None:
             seen = seen & same
         if seen is not True:
-            s = jnp.where(seen, s, _HIDDEN)
+            s = jnp.where(seen, s, HIDDEN)
     return s, capped
-
-
-def _row_block(band: Band, queries: int) -> Any:
-    """The block of rows of this program; under a causal mask the longest come first."""
-    i = lax.axis_index("i")
-    later_are_longer = band.right is not None and band.left is None
-    return -(-queries // (_WORKERS * _ROWS)) - 1 - i if later_are_longer else i
 
 
 class _Extra(NamedTuple):
@@ -254,7 +272,8 @@ class _Hopper:
     def read(self, ref, index, along, checked=True):
         """A vector for each row (along=0) or column (1) of a matrix, or a matrix (None)."""
         layout = plgpu.Layout.WGMMA if along is None else plgpu.Layout.WGMMA.reduce(1 - along)
-        return plgpu.load(ref, index, layout=layout, optimized=checked)
+        view = ref.at[index] if index else ref
+        return plgpu.load(view, *_NO_INDEX, layout=layout, optimized=checked)
 
     def product(self, a, b, *, start=None, turned=False, meanwhile=lambda: None):
         """start + a b, or a b^T; `meanwhile` is done while it is computed.
@@ -298,21 +317,14 @@ def _forward_kernel(machine, problem, keys, block, stages, group, q, k, v, extra
     out, lse, qs, ks, vs, os, ls, q_full, k_full, v_full, k_free, v_free, turn = refs
     os = qs if os is None else os
     b, h, worker = (lax.axis_index(n) for n in ("b", "h", "worker"))
-    i, rows = _row_block(problem.band, q.shape[1]), _WORKERS * _ROWS
-    bounds = tile_range(problem.band, i * rows, (i + 1) * rows - 1, block, keys)
-    begin, end = (jnp.asarray(bounds[n], jnp.int32) for n in (0, 3))
-    kv = lax.div(h, jnp.int32(group))
-    of_keys = lambda ref: lambda j: ref.at[b, pl.ds(j * block, block), kv]
-
-    @pl.when(worker == _WORKERS)
-    def _():
-        rings = _Ring([(of_keys(k), ks)], k_full, k_free), _Ring([(of_keys(v), vs)], v_full, v_free)
-        _load(rings, begin, end, stages)
+    rings = (k, ks, k_full, k_free), (v, vs, v_full, v_free)
+    i, bounds = _load_keys(problem, q.shape[1], keys, block, stages, group, rings)
+    begin, end = bounds[0], bounds[3]
 
     @pl.when(worker < _WORKERS)
     def _():
         plgpu.set_max_registers(_REGISTERS[0], action="increase")
-        row = i * rows + worker * _ROWS
+        row = (i * _WORKERS + worker) * _ROWS
         mine, size = qs.at[worker], vs.shape[-1]
         plgpu.copy_gmem_to_smem(q.at[b, pl.ds(row, _ROWS), h], mine, q_full.at[worker])
         plgpu.barrier_wait(q_full.at[worker])
@@ -357,17 +369,17 @@ def _forward_kernel(machine, problem, keys, block, stages, group, q, k, v, extra
             return acc, new, total
 
         zeros = machine.zeros
-        carry = zeros((_ROWS, size)), zeros((_ROWS,), _HIDDEN), zeros((_ROWS,))
+        carry = zeros((_ROWS, size)), zeros((_ROWS,), HIDDEN), zeros((_ROWS,))
         acc, m, total = _loops(
-            problem, problem.band, keys, block, bounds, extra.row_ids is not None, step, carry
+            problem.band, keys, block, bounds, extra.row_ids is not None, step, carry
         )
         pl.when(worker == 0)(take_turns)
-        there = ~(m <= _HIDDEN / 2)  # not a number stays that
+        there = ~(m <= HIDDEN / 2)  # not a number stays that
         total = jnp.where(there, total, 1.0)
         inverse = jnp.where(there, 1 / total, 0.0)
         result = os.at[worker]
         result[...] = (acc * lax.broadcast_in_dim(inverse, acc.shape, [0])).astype(out.dtype)
-        ls[worker] = jnp.where(there, m / _LOG2E + jnp.log(total), -jnp.inf)
+        ls[worker] = jnp.where(there, m / LOG2E + jnp.log(total), -jnp.inf)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(result, out.at[b, pl.ds(row, _ROWS), h])
         plgpu.copy_smem_to_gmem(ls.at[worker], lse.at[b, h, pl.ds(row, _ROWS)])
@@ -377,21 +389,14 @@ def _forward_kernel(machine, problem, keys, block, stages, group, q, k, v, extra
 def _dq_kernel(machine, problem, keys, block, stages, group, q, k, v, do, lse, delta, extra, *refs):
     dq, qs, dos, ls, ds_, ks, vs, own, k_full, v_full, k_free, v_free = refs
     b, h, worker = (lax.axis_index(n) for n in ("b", "h", "worker"))
-    i, rows = _row_block(problem.band, q.shape[1]), _WORKERS * _ROWS
-    bounds = tile_range(problem.band, i * rows, (i + 1) * rows - 1, block, keys)
-    begin, end = (jnp.asarray(bounds[n], jnp.int32) for n in (0, 3))
-    kv = lax.div(h, jnp.int32(group))
-    of_keys = lambda ref: lambda j: ref.at[b, pl.ds(j * block, block), kv]
-
-    @pl.when(worker == _WORKERS)
-    def _():
-        rings = _Ring([(of_keys(k), ks)], k_full, k_free), _Ring([(of_keys(v), vs)], v_full, v_free)
-        _load(rings, begin, end, stages)
+    rings = (k, ks, k_full, k_free), (v, vs, v_full, v_free)
+    i, bounds = _load_keys(problem, q.shape[1], keys, block, stages, group, rings)
+    begin = bounds[0]
 
     @pl.when(worker < _WORKERS)
     def _():
         plgpu.set_max_registers(_REGISTERS[0], action="increase")
-        row = i * rows + worker * _ROWS
+        row = (i * _WORKERS + worker) * _ROWS
         place = pl.ds(row, _ROWS)
         copies = (
             (q.at[b, place, h], qs), (do.at[b, place, h], dos),
@@ -421,7 +426,7 @@ def _dq_kernel(machine, problem, keys, block, stages, group, q, k, v, do, lse, d
             return acc
 
         acc = _loops(
-            problem, problem.band, keys, block, bounds, extra.row_ids is not None, step,
+            problem.band, keys, block, bounds, extra.row_ids is not None, step,
             machine.zeros((_ROWS, qs.shape[-1])),
         )  # fmt: skip
         mine = qs.at[worker]
@@ -498,7 +503,7 @@ def _dkv_kernel(
         carry = machine.zeros((_ROWS, width(of_k))), machine.zeros((_ROWS, width(of_v)))
         # Rows of padding have weights 0; keys of padding are in masked tiles, or cut off after.
         dk_acc, dv_acc = _loops(
-            problem, band, queries, block, bounds, extra.row_ids is not None, step, carry
+            band, queries, block, bounds, extra.row_ids is not None, step, carry
         )
         for result, there, out in (
             (dk_acc * problem.scale, ks if staged is None else staged, dk),
@@ -634,7 +639,7 @@ def backward(
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).swapaxes(1, 2)
     delta = padded(delta - dlse, 2, rows)
     # Queries that see nothing, and those of padding, get weights exp(-inf) = 0.
-    lse = padded(jnp.where(lse == -jnp.inf, jnp.inf, lse * _LOG2E), 2, rows, jnp.inf)
+    lse = padded(jnp.where(lse == -jnp.inf, jnp.inf, lse * LOG2E), 2, rows, jnp.inf)
     # Tiles of either kernel divide the blocks of the other. Parts of dk and dv are of one width.
     largest = _whole(max(q.shape[3], v.shape[3]))
     whole = largest <= _PART

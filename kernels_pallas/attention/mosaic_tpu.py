@@ -10,7 +10,6 @@ queries stays in VMEM all along, in float32; longer sequences are cut into parts
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.attention.problem import (
+    HIDDEN,
+    LOG2E,
     Band,
     Problem,
     additive,
@@ -29,11 +30,7 @@ from kernels_pallas.attention.problem import (
     tile_range,
 )
 
-_LOG2E = math.log2(math.e)
 _FIRST, _LAST, _MASKED = 1, 2, 4
-#: Score of a key that is not seen: its weight vanishes beside that of any seen one, and where
-#: there is none, differences of scores stay finite.
-_HIDDEN = -1e30
 #: Bytes of VMEM for the gradients of a head's queries: in float32, and twice as they go out.
 _QUERY_BYTES = 24 * 2**20
 _VMEM_BYTES = 64 * 2**20
@@ -156,7 +153,7 @@ def backward(
     blocks = blocks or choose_blocks(q, k)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).swapaxes(1, 2)
     delta = delta - dlse
-    lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * _LOG2E)
+    lse = jnp.where(lse == -jnp.inf, jnp.inf, lse * LOG2E)
     width = -(-q.shape[3] // 128) * 128 * (4 + 2 * q.dtype.itemsize)
     part = max(blocks.q, _QUERY_BYTES // width // blocks.q * blocks.q)
     total: Any = None
@@ -308,7 +305,7 @@ def _forward_kernel(problem, some, static_flags, keys, blocks, rows, columns, fl
     @pl.when(flag & _FIRST != 0)
     def _():
         acc_ref[...] = jnp.zeros_like(acc_ref)
-        m_ref[...] = jnp.full_like(m_ref, _HIDDEN)
+        m_ref[...] = jnp.full_like(m_ref, HIDDEN)
         l_ref[...] = jnp.zeros_like(l_ref)
 
     def tile(masked: bool):
@@ -331,10 +328,10 @@ def _forward_kernel(problem, some, static_flags, keys, blocks, rows, columns, fl
     @pl.when(flag & _LAST != 0)
     def _():
         total = jnp.sum(l_ref[...], axis=1, keepdims=True)
-        there = ~(m_ref[:, :1] <= _HIDDEN / 2)  # not a number stays that
+        there = ~(m_ref[:, :1] <= HIDDEN / 2)  # not a number stays that
         out = jnp.where(there, acc_ref[...] / total, 0.0)
         out_ref[...] = out.astype(out_ref.dtype)
-        lse = jnp.where(there, m_ref[...] / _LOG2E + jnp.log(total), -jnp.inf)
+        lse = jnp.where(there, m_ref[...] / LOG2E + jnp.log(total), -jnp.inf)
         lse_ref[...] = lse.T[:1]
 
 
@@ -408,12 +405,12 @@ def _scores(problem, some, optional, q, k, row, column, keys, blocks, masked, tr
         s, query, key = _dot(q, k, ((1,), (1,))), 0, 1
     capped = None
     if problem.softcap is None:
-        s = s * (problem.scale * _LOG2E)
+        s = s * (problem.scale * LOG2E)
     else:
         capped = softcapped(s * problem.scale, problem.softcap)
-        s = capped * _LOG2E
+        s = capped * LOG2E
     if some[0]:
-        s = s + additive(optional[0][...], jnp.float32) * _LOG2E
+        s = s + additive(optional[0][...], jnp.float32) * LOG2E
     if masked:
         place = lambda first, axis: first + jax.lax.broadcasted_iota(jnp.int32, s.shape, axis)
         rows, columns = place(row * blocks.q, query), place(column * blocks.kv, key)
@@ -423,7 +420,7 @@ def _scores(problem, some, optional, q, k, row, column, keys, blocks, masked, tr
         if some[1]:
             seen = seen & (optional[-2][...] == optional[-1][...])
         if seen is not True:
-            s = jnp.where(seen, s, -jnp.inf if transposed else _HIDDEN)
+            s = jnp.where(seen, s, -jnp.inf if transposed else HIDDEN)
     return s, capped
 
 

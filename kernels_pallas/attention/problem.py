@@ -5,6 +5,7 @@ are such bands. Tiles outside the band are never visited, and only tiles across 
 are masked element by element. The same arithmetic serves Python integers, NumPy and traced values.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +63,10 @@ def tile_range(band: Band, first: Any, last: Any, block: int, size: int, xp: Any
     return begin, full, edge, end
 
 
+LOG2E = math.log2(math.e)
+#: Score of a key that is not seen, in kernels: its weight vanishes beside that of any seen one, and
+#: where there is none, differences of scores stay finite.
+HIDDEN = -1e30
 #: A bias of this or less hides a key, as -inf does: masks are often written as large numbers.
 HIDES = -1e29
 
