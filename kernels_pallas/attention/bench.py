@@ -393,6 +393,37 @@ def ratio(record: Record, base: Record, part: str) -> float:
     return float(np.median(np.divide(record.seconds[part], base.seconds[part])))
 
 
+def standing(records: Iterable[Record], part: str) -> float:
+    """Rate of the first of ours over that of the fastest rival, geometric mean of all cases.
+
+    NaN where a case has no rival that computes the same.
+
+    >>> made = lambda name, seconds: Record(Case(8), name, "", 0.0, {"both": [seconds]})
+    >>> ours, rival = made("ours: xla", 2.0), made("jax.nn", 1.0)
+    >>> standing([ours, rival], "both")
+    0.5
+    """
+    ratios = []
+    for _, group in itertools.groupby(records, key=lambda record: record.case):
+        ran = [r for r in group if not r.reason and not r.differs]
+        ours = [r.rate(part) for r in ran if r.name.startswith(OURS)]
+        rivals = [r.rate(part) for r in ran if not r.name.startswith(OURS)]
+        ratios.append(ours[0] / max(rivals) if ours and rivals else math.nan)
+    return float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan
+
+
+def matrix_rate(size: int, dtype: str, repeats: int = 5) -> float:
+    """Operations a second of a product of two square matrices: what the machine can do.
+
+    >>> matrix_rate(8, "float32") > 0
+    True
+    """
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    seconds = in_turns([lambda: product(x, x)], repeats, shortest=SHORTEST, ahead=1)
+    return 2 * size**3 / float(np.median(seconds))
+
+
 def as_json(records: Sequence[Record], **settings: Any) -> str:
     """All that was measured, where, when and with what.
 
@@ -477,6 +508,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lengths = [1024, 4096, 16384] if fast else [512, 1024, 2048, 4096]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="of the sequences")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=16384 if fast else None,
+        help="in all: the batch is as many over the length",
+    )
+    parser.add_argument(
+        "--matrix",
+        type=int,
+        default=8192 if fast else None,
+        help="size of a product of matrices to compare rates with",
+    )
     parser.add_argument("--heads", type=int, default=16 if fast else 4, help="of queries")
     parser.add_argument("--kv-heads", type=int, help="of keys; as many as of queries if not given")
     parser.add_argument("--size", type=int, default=128 if fast else 64, help="of a head")
@@ -500,12 +543,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records: list[Record] = []
     for causal in masks:
         for n in sorted(set(given.lengths)):
-            case = Case(n, **sizes, causal=causal, dtype=given.dtype, batch=given.batch)
+            batch = max(1, given.tokens // n) if given.tokens else given.batch
+            case = Case(n, **sizes, causal=causal, dtype=given.dtype, batch=batch)
             found = measure([case], given.repeats)
             print(table(found), end="\n\n", flush=True)
             records += found
+    peak = matrix_rate(given.matrix, given.dtype) if given.matrix else math.nan
+    for part in PARTS:
+        text = f"{part}: {standing(records, part):.2f} of the fastest rival's rate, geometric mean"
+        ours = [r.rate(part) for r in records if r.name.startswith(OURS) and not r.reason]
+        if given.matrix and ours:
+            rate = f"{peak / 1e12:.3g} TFLOP/s"
+            text += f"; at best {max(ours) / peak:.2f} of a product of matrices ({rate})"
+        print(text)
     given.out.mkdir(parents=True, exist_ok=True)
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in vars(given).items()}
+    settings["matrix_rate"] = None if math.isnan(peak) else peak
     (given.out / "attention.json").write_text(as_json(records, **settings))
     drawn = draw(records, given.out / "attention.png")
     picture = " and attention.png" if drawn else "; no figure without matplotlib"
