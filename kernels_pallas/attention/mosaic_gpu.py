@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.attention import xla
 from kernels_pallas.attention.problem import (
@@ -36,10 +35,14 @@ from kernels_pallas.attention.problem import (
     tile_range,
 )
 
+plgpu: Any
+try:
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+except ImportError:  # a jaxlib without it
+    plgpu = None
+
 _WORKERS, _ROWS = 2, 64  # warpgroups that compute, rows of each
 _REGISTERS = 240, 24  # of a thread that computes, and of one that copies
-#: Of `plgpu.load`, which takes none from jax 0.11 on.
-_NO_INDEX: tuple[Any, ...] = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
 _PART = 128  # columns of dk and dv that one kernel makes
 
 
@@ -75,6 +78,8 @@ def why_not(problem: Problem, q: jax.Array, k: jax.Array, v: jax.Array) -> str |
 
 def why_not_on(platform: str, kind: str) -> str | None:
     """Why the kernels cannot run on a device, or None."""
+    if plgpu is None:
+        return "it needs Mosaic GPU, which this jaxlib lacks"
     hopper = any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200"))
     if platform in ("gpu", "cuda") and hopper:
         return None
@@ -273,7 +278,9 @@ class _Hopper:
         """A vector for each row (along=0) or column (1) of a matrix, or a matrix (None)."""
         layout = plgpu.Layout.WGMMA if along is None else plgpu.Layout.WGMMA.reduce(1 - along)
         view = ref.at[index] if index else ref
-        return plgpu.load(view, *_NO_INDEX, layout=layout, optimized=checked)
+        # It takes no index from jax 0.11 on.
+        none = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+        return plgpu.load(view, *none, layout=layout, optimized=checked)
 
     def product(self, a, b, *, start=None, turned=False, meanwhile=lambda: None):
         """start + a b, or a b^T; `meanwhile` is done while it is computed.

@@ -68,7 +68,7 @@ def test_wide_heads_in_parts():
     compare(Problem(0.1, Band()), 100, 130, size=192, value_size=192)
 
 
-def test_it_is_chosen_on_hopper_only():
+def test_it_is_chosen_on_hopper_only(monkeypatch):
     q = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
     plain = Problem(0.125, Band())
     for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GH200 480GB"):
@@ -79,6 +79,8 @@ def test_it_is_chosen_on_hopper_only():
     assert "up to 256, not 320" in mosaic_gpu.why_not(plain, wide, wide, wide)
     single = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.float32)
     assert "q is float32" in mosaic_gpu.why_not(plain, single, single, single)
+    monkeypatch.setattr(mosaic_gpu, "plgpu", None)
+    assert "this jaxlib lacks" in mosaic_gpu.why_not_on("gpu", "NVIDIA H100 80GB HBM3")
 
 
 @pytest.mark.skipif(
