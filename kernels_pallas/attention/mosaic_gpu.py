@@ -31,7 +31,6 @@ from kernels_pallas.attention.problem import (
     additive,
     padded,
     shape_like,
-    softcapped,
     tile_range,
 )
 
@@ -73,6 +72,8 @@ def why_not(problem: Problem, q: jax.Array, k: jax.Array, v: jax.Array) -> str |
         return f"Hopper kernels serve head sizes up to {LARGEST}, not {q.shape[3]}, {v.shape[3]}"
     if not (q.size and k.size):
         return "Hopper kernels need a query and a key"
+    if q.shape[0] > 65535:
+        return f"Hopper kernels serve batches up to 65535, not {q.shape[0]}"
     return None
 
 
@@ -80,10 +81,22 @@ def why_not_on(platform: str, kind: str) -> str | None:
     """Why the kernels cannot run on a device, or None."""
     if plgpu is None:
         return "it needs Mosaic GPU, which this jaxlib lacks"
+    if 12080 <= _cuda_runtime() < 12091:
+        return "the assembler of CUDA 12.8.0 to 12.9.0 miscompiles masked loops"
     hopper = any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200"))
     if platform in ("gpu", "cuda") and hopper:
         return None
     return f"it runs on Hopper GPUs, this is {kind}"
+
+
+def _cuda_runtime() -> int:
+    """Such as 12091; 0 where there is none."""
+    try:
+        from jax._src.lib import cuda_versions
+
+        return cuda_versions.cuda_runtime_get_version() if cuda_versions else 0
+    except (ImportError, AttributeError, RuntimeError):
+        return 0
 
 
 @functools.cache
@@ -195,7 +208,7 @@ def _loops(band, size, block, bounds, segments, step, carry):
 
 
 def _scores(machine, problem, s, keys, row, column, transposed, masked, bias, same):
-    """Raw products of a tile -> scores in base 2, and the capped ones.
+    """Raw products of a tile -> scores, a factor that makes them of base 2, and tanh of a softcap.
 
     Args:
         s: in the layout of the tensor cores, by queries, or by keys if transposed.
@@ -204,12 +217,14 @@ def _scores(machine, problem, s, keys, row, column, transposed, masked, bias, sa
         bias: a tile of it, or None.
         same: whether queries and keys are of one segment, or None.
     """
-    capped = None
-    if problem.softcap is None:
-        s = s * (problem.scale * LOG2E)
+    factor, tanh = 1.0, None
+    if problem.softcap is not None:
+        tanh = _tanh(s * (problem.scale / problem.softcap))
+        s = tanh * (problem.softcap * LOG2E)
+    elif bias is None and problem.scale > 0:
+        factor = problem.scale * LOG2E  # one operation with the subtraction that follows
     else:
-        capped = softcapped(s * problem.scale, problem.softcap)
-        s = capped * LOG2E
+        s = s * (problem.scale * LOG2E)
     if bias is not None:
         s = s + additive(bias, jnp.float32) * LOG2E
     if masked:
@@ -225,8 +240,13 @@ def _scores(machine, problem, s, keys, row, column, transposed, masked, bias, sa
         if same is not None:
             seen = seen & same
         if seen is not True:
-            s = jnp.where(seen, s, HIDDEN)
-    return s, capped
+            s = jnp.where(seen, s, HIDDEN / factor)
+    return s, factor, tanh
+
+
+def _tanh(x):
+    """To float32; the instruction for it errs by 2^-11."""
+    return 1 - 2 / (1 + jnp.exp2(2 * LOG2E * x))
 
 
 class _Extra(NamedTuple):
@@ -351,20 +371,23 @@ def _forward_kernel(machine, problem, keys, block, stages, group, q, k, v, extra
             slot = _slot(j - begin, stages)
 
             shape = (_ROWS, block)
+            more = extra.of_tile(machine, b, h, row, j * block, shape)
             s = machine.product(mine, ks.at[slot], start=shape, turned=True, meanwhile=take_turns)
             plgpu.barrier_arrive(k_free.at[slot])
-            more = extra.of_tile(machine, b, h, row, j * block, shape)
-            s, _ = _scores(machine, problem, s, keys, row, j * block, False, masked, *more)
-            new = jnp.maximum(m, s.max(axis=1))
+            s, factor, _ = _scores(machine, problem, s, keys, row, j * block, False, masked, *more)
+            new = jnp.maximum(m, s.max(axis=1) * factor)
             old = jnp.exp2(m - new)
-            p = jnp.exp2(s - lax.broadcast_in_dim(new, shape, [0]))
+            p = jnp.exp2(s * factor - lax.broadcast_in_dim(new, shape, [0]))
             acc = acc * lax.broadcast_in_dim(old, acc.shape, [0])
-            total = total * old + p.sum(axis=1)
             narrow = p.astype(v.dtype)
-            acc, total, new, narrow = lax.optimization_barrier((acc, total, new, narrow))
+            if size <= _PART:  # before the other's turn where registers allow
+                total = total * old + p.sum(axis=1)
+                acc, total, new, narrow = lax.optimization_barrier((acc, total, new, narrow))
             plgpu.barrier_arrive(turn)
             plgpu.barrier_wait(v_full.at[slot])
             plgpu.barrier_wait(turn)
+            if size > _PART:
+                total = total * old + p.sum(axis=1)
 
             def next_keys():
                 @pl.when(j + 1 < end)
@@ -417,17 +440,19 @@ def _dq_kernel(machine, problem, keys, block, stages, group, q, k, v, do, lse, d
         def step(masked, j, acc):
             slot, shape = _slot(j - begin, stages), (_ROWS, block)
             plgpu.barrier_wait(k_full.at[slot])
-            s = machine.product(qs.at[worker], ks.at[slot], start=shape, turned=True)
             more = extra.of_tile(machine, b, h, row, j * block, shape)
-            s, capped = _scores(machine, problem, s, keys, row, j * block, False, masked, *more)
-            p = jnp.exp2(s - lax.broadcast_in_dim(lse_, shape, [0]))
+            s = machine.product(qs.at[worker], ks.at[slot], start=shape, turned=True)
+            s, factor, tanh = _scores(
+                machine, problem, s, keys, row, j * block, False, masked, *more
+            )
+            p = jnp.exp2(s * factor - lax.broadcast_in_dim(lse_, shape, [0]))
             plgpu.barrier_wait(v_full.at[slot])
             start = lax.broadcast_in_dim(-delta_, shape, [0])
             dp = machine.product(dos.at[worker], vs.at[slot], start=start, turned=True)
             plgpu.barrier_arrive(v_free.at[slot])
             ds = p * dp
-            if capped is not None:
-                ds = ds * (1 - (capped / problem.softcap) ** 2)
+            if tanh is not None:
+                ds = ds * (1 - tanh * tanh)
             acc = machine.product(ds.astype(q.dtype), ks.at[slot], start=acc)
             plgpu.barrier_arrive(k_free.at[slot])
             return acc
@@ -490,18 +515,20 @@ def _dkv_kernel(
             dk_acc, dv_acc = carry
             slot, shape = _slot(i - begin, stages), (_ROWS, block)
             plgpu.barrier_wait(full.at[slot])
-            s = machine.product(ks.at[worker], qs.at[slot], start=shape, turned=True)
             more = extra.of_tile(machine, b, h, column, i * block, shape)
-            s, capped = _scores(machine, problem, s, keys, i * block, column, True, masked, *more)
+            s = machine.product(ks.at[worker], qs.at[slot], start=shape, turned=True)
+            s, factor, tanh = _scores(
+                machine, problem, s, keys, i * block, column, True, masked, *more
+            )
             lse_ = machine.read(ls.at[slot], (), along=1)
-            p = jnp.exp2(s - lax.broadcast_in_dim(lse_, shape, [1]))
+            p = jnp.exp2(s * factor - lax.broadcast_in_dim(lse_, shape, [1]))
             values = _columns(dos.at[slot], of_v)
             dv_acc = machine.product(p.astype(q.dtype), values, start=dv_acc)
             start = lax.broadcast_in_dim(-machine.read(ds_.at[slot], (), along=1), shape, [1])
             dp = machine.product(vs.at[worker], dos.at[slot], start=start, turned=True)
             ds = p * dp
-            if capped is not None:
-                ds = ds * (1 - (capped / problem.softcap) ** 2)
+            if tanh is not None:
+                ds = ds * (1 - tanh * tanh)
             dk_acc = machine.product(ds.astype(q.dtype), _columns(qs.at[slot], of_k), start=dk_acc)
             plgpu.barrier_arrive(free.at[slot])
             return dk_acc, dv_acc
@@ -519,7 +546,9 @@ def _dkv_kernel(
             there.at[worker][...] = result.astype(q.dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(there.at[worker], out.at[b, place, h])
-            plgpu.wait_smem_to_gmem(0)
+            if staged is not None:  # both results go through it
+                plgpu.wait_smem_to_gmem(0)
+        plgpu.wait_smem_to_gmem(0)
 
 
 def _columns(ref, part):
@@ -552,11 +581,13 @@ def _call(kernel, name, grid, outputs, scratch, arguments, interpret):
         out_type=out_type,
         scratch_types=scratch,
         grid=grid,
-        grid_names=("h", "i", "b"),
+        grid_names=("h", "b", "i"),  # the last one changes first: blocks that share keys and values
         num_threads=_WORKERS + 1,
         thread_name="worker",
         compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+            approx_math=True,
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            reduction_scratch_bytes=0,  # rows are reduced within a warp
         ),
         interpret=interpret,
     )(*arguments)
@@ -571,8 +602,12 @@ class _Given:
         self.group = q.shape[2] // k.shape[2]
         if bias is not None:
             bias = bias.astype(jnp.float32)
+            single = bias.shape[2:] == (1, 1)
+            if single:  # what broadcasts tells a row of it from a column
+                bias = jnp.broadcast_to(bias, (*bias.shape[:3], k.shape[1]))
             for axis, tile in ((2, tile_q), (3, tile_kv)):
-                bias = padded(bias, axis, tile) if bias.shape[axis] > 1 else bias
+                there = bias.shape[axis] > 1 or (single and axis == 3)
+                bias = padded(bias, axis, tile) if there else bias
         if q_ids is not None:
             q_ids = padded(q_ids.astype(jnp.int32), 1, tile_q)
             kv_ids = padded(kv_ids.astype(jnp.int32), 1, tile_kv)
@@ -622,7 +657,7 @@ def forward(
     out, lse = _call(
         given.bind(kernel, 3),
         "flash_attention_forward",
-        (n, t // rows, b),
+        (n, b, t // rows),
         [((b, t, n, e), q.dtype), ((b, n, t), jnp.float32)],
         scratch,
         [given.q, given.k, given.v, *given.extra()],
@@ -667,7 +702,7 @@ def backward(
         barrier(num_arrivals=_WORKERS), barrier(num_arrivals=_WORKERS),
     ]  # fmt: skip
     (dq,) = _call(
-        given.bind(kernel, 6), "flash_attention_dq", (n, t // rows, b),
+        given.bind(kernel, 6), "flash_attention_dq", (n, b, t // rows),
         [((b, t, n, d), q.dtype)], scratch, [*arguments, *given.extra()], interpret,
     )  # fmt: skip
 
@@ -696,7 +731,7 @@ def backward(
             barrier(num_arrivals=_WORKERS),
         ]  # fmt: skip
         dk, dv = _call(
-            given.bind(kernel, 6), "flash_attention_dkv", (n, s // rows, b),
+            given.bind(kernel, 6), "flash_attention_dkv", (n, b, s // rows),
             [((b, s, n, width(of_k)), q.dtype), ((b, s, n, width(of_v)), q.dtype)],
             scratch, [*arguments, *given.extra(transposed=True)], interpret,
         )  # fmt: skip

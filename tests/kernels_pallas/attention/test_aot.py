@@ -115,6 +115,7 @@ mesh = h100_mesh({"data": 1}, gpus_per_host=1)
 size, dtype, causal = int(sys.argv[1]), jnp.dtype(sys.argv[2]), "causal" in sys.argv
 t = 1000 if "ragged" in sys.argv else 1024
 q, k = (jax.ShapeDtypeStruct((2, t, heads, size), dtype) for heads in (4, 2))
+v = jax.ShapeDtypeStruct((2, t, 2, size - 64 if "narrow" in sys.argv else size), dtype)
 arrays = {}
 if "bias" in sys.argv:
     arrays["bias"] = jax.ShapeDtypeStruct((1, 4, t, t), jnp.float32)
@@ -130,7 +131,8 @@ def step(q, k, v, dout, arrays):
 
 one = NamedSharding(mesh, P())
 with jax.set_mesh(mesh):  # which chooses the kernels
-    traced = jax.jit(step, in_shardings=one, out_shardings=one).trace(q, k, k, q, arrays)
+    out = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), dtype)
+    traced = jax.jit(step, in_shardings=one, out_shardings=one).trace(q, k, v, out, arrays)
     traced.lower(lowering_platforms=("cuda",)).compile()
 """
 
@@ -145,14 +147,14 @@ def hopper(*arguments):
     assert done.returncode == 0, text[-3000:]
     pattern = r"for flash_attention_(\w+?)_mosaic\w*\s+(\d+) bytes stack frame, (\d+) bytes spill"
     spills = {name: int(stores) for name, _, stores in re.findall(pattern, text)}
-    return spills, re.findall(r".*(?:serialized|insufficient register).*", text)
+    return spills, re.findall(
+        r".*(?:serialized|insufficient register|Performance Loss|setmaxnreg).*", text
+    )
 
 
 @pytest.mark.parametrize("causal", ["causal", "full"])
-@pytest.mark.parametrize(
-    ("size", "dtype"),
-    [(64, "bfloat16"), (128, "bfloat16"), (128, "float16"), (256, "bfloat16"), (256, "float16")],
-)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [64, 128, 256])
 def test_hopper_kernels_neither_spill_nor_wait_for_each_product(size, dtype, causal):
     spills, warnings = hopper(size, dtype, causal)
     assert spills == {"forward": 0, "dq": 0, "dkv": 0} and warnings == []
@@ -166,6 +168,7 @@ PAIRWISE = [
     (64, "float16", "causal", "bias", "softcap", "ragged"),
     (256, "bfloat16", "full", "window", "bias", "segments", "softcap", "ragged"),
     (80, "float16", "causal", "window", "ragged"),
+    (256, "bfloat16", "causal", "narrow"),
     (64, "bfloat16", "full", "window", "bias", "segments", "softcap"),
 ]
 

@@ -64,6 +64,11 @@ def test_some_queries_see_nothing_and_a_bias_of_keys():
     compare(Problem(0.2, Band(right=0, offset=-100)), 130, 100, bias=(1, 1, 1, 100))
 
 
+def test_a_bias_of_one_number_a_head():
+    compare(Problem(0.2, Band()), 10, 70, heads=2, bias=(1, 2, 1, 1))
+    compare(Problem(0.2, Band()), 1, 1, bias=(1, 1, 1, 1))
+
+
 def test_wide_heads_in_parts():
     compare(Problem(0.1, Band()), 100, 130, size=192, value_size=192)
 
@@ -88,15 +93,15 @@ def test_it_is_chosen_on_hopper_only(monkeypatch):
     or mosaic_gpu.why_not_on("gpu", jax.devices()[0].device_kind) is not None,
     reason="no Hopper GPU",
 )
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"causal": True, "softcap": 20.0}])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_on_a_gpu(size, dtype, causal):
+def test_on_a_gpu(size, dtype, options):
     q, k, v, dout = draw((2, 1000, 4, size), *[(2, 1000, 2, size)] * 2, (2, 1000, 4, size))
     q, k, v, dout = (x.astype(dtype) for x in (q, k, v, dout))
 
     def everything(name, *values):
-        attend = functools.partial(flash_attention, causal=causal, implementation=name)
+        attend = functools.partial(flash_attention, **options, implementation=name)
         out, pull = jax.vjp(attend, *values)
         return out, *pull(dout.astype(out.dtype))
 
