@@ -466,10 +466,10 @@ def _draw(run: Run, config: ConfigDict, found, wire) -> None:
         top = 2 * max(np.max(r["loss"]) for r in results["adam"]) if "adam" in results else None
         axes[0, 0].set(xlabel="step", ylabel="training loss (nats)", yscale="log", title=name)
         axes[0, 0].set_ylim(top=top)
-        axes[0, 1].set_ylim(top=top)
         axes[0, 1].set(
             xlabel="megabytes sent by a worker", xscale="log", yscale="log", title="by bytes"
         )
+        axes[0, 1].set_ylim(axes[0, 0].get_ylim())
         axes[0, 2].set(
             xlabel="step", title=f"second moment, {config[name].window} steps before / now"
         )
