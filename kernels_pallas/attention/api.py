@@ -396,6 +396,7 @@ def _with_explicit(split: Split | None, given) -> tuple[Split | None, Any]:
             )
         for axis, size, place in ((0, q.shape[0], places[0]), (2, q.shape[2], places[1])):
             part = spec[place] if place < len(spec) else ()
+            part = tuple(a for a in part if a not in (*axes[0], *axes[2]))
             fits = size % math.prod(found.shape[a] for a in part) == 0
             axes[axis] = axes[axis] or (part if fits else ())
     if found is None:

@@ -542,7 +542,11 @@ def test_arrays_of_explicit_types_are_brought_together():
     q, k, v = draw(0, (2, 9, 4, 8), (2, 9, 4, 8), (2, 9, 4, 8), dtype=np.float32)
     expected = flash_attention(q, k, v, causal=True)
     put = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, P(*spec)))
-    for specs in (((), ("data",), (None, None, "model")), (("data",), (), ("data", None, "model"))):
+    for specs in (
+        ((), ("data",), (None, None, "model")),
+        (("data",), (), ("data", None, "model")),
+        (("data",), (None, None, "data"), ()),  # one axis for two things: the batch has it
+    ):
         given = [put(x, *spec) for x, spec in zip((q, k, v), specs, strict=True)]
         found = jax.jit(functools.partial(flash_attention, causal=True))(*given)  # no set_mesh
         np.testing.assert_allclose(found, expected, atol=1e-6)
