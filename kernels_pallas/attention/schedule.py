@@ -124,8 +124,7 @@ def kernels(
     def ours(q, k, v, dout):
         out, lse = mosaic_tpu.forward(problem, q, k, v, blocks=blocks)
         given = (q, k, v, None, None, None, out, lse, dout, jnp.zeros_like(lse))
-        options: dict[str, Any] = {"bias_gradient": False, "blocks": blocks}
-        return out, mosaic_tpu.backward(problem, *given, **options)[:3]
+        return out, mosaic_tpu.backward(problem, *given, bias_gradient=False, blocks=blocks)[:3]
 
     def swapped(attend, q, k, v, dout):
         heads_first = lambda *xs: attend(*(x.swapaxes(1, 2) for x in xs)).swapaxes(1, 2)

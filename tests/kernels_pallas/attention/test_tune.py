@@ -52,7 +52,7 @@ def test_head_sizes_between_are_those_of_the_larger(table):
 
 def test_a_machine_without_a_hopper_gpu_is_told(capsys):
     if mosaic_gpu.why_not_on(jax.default_backend(), jax.devices()[0].device_kind) is None:
-        pytest.skip("there is one")
+        pytest.skip("this machine has a Hopper GPU")
     with pytest.raises(SystemExit):
         tune.main([])
     assert "it runs on Hopper GPUs, this is cpu" in capsys.readouterr().err
